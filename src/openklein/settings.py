@@ -1,0 +1,160 @@
+"""Describe every setting once: its name, default, reading and help.
+
+The fields of `Settings` are the table. It feeds the environment names (`OPENKLEIN_<NAME>`), the flags of
+`openklein serve`, their --help and docs/settings.md. Defaults are written as an operator would write them and are
+read by the same functions.
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import Field, dataclass, field, fields
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from openklein.contract import DEFAULT_MODEL, MODEL_IDS
+from openklein.errors import InvalidSetting
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def to_text(text: str) -> str:
+    if not text or text != text.strip() or not text.isprintable():
+        raise ValueError("text without control characters or blanks at its ends is allowed")
+    return text
+
+
+def to_optional_text(text: str) -> str | None:
+    return to_text(text) if text else None
+
+
+def to_path(text: str) -> Path:
+    return Path(os.path.expanduser(to_text(text))).absolute()
+
+
+def to_flag(text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in words:
+        raise ValueError("true or false is allowed")
+    return words[text.lower()]
+
+
+def to_names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    if any(set(name) & set("/@?#* \t") for name in names):
+        raise ValueError("host names separated by commas are allowed, without scheme, port, path or wildcard")
+    return names
+
+
+def to_count(low: int, high: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise ValueError(f"a whole number from {low} to {high} is allowed")
+        return int(text)
+
+    return read
+
+
+def to_seconds(text: str) -> float:
+    message = "a number of seconds above 0 and up to 86400 is allowed"
+    try:
+        seconds = float(text)
+    except ValueError:
+        raise ValueError(message) from None
+    if math.isnan(seconds) or not 0 < seconds <= 86_400:
+        raise ValueError(message)
+    return seconds
+
+
+def to_choice(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"one of {', '.join(choices)} is allowed")
+        return text
+
+    return read
+
+
+def setting(default: str, read: Callable[[str], Any], help: str, *, secret: bool = False) -> Any:
+    return field(
+        default_factory=lambda: read(default),
+        repr=not secret,
+        metadata={"default": default, "read": read, "help": help, "secret": secret},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything an operator can set; immutable once read."""
+
+    data_dir: Path = setting(
+        "~/.local/share/openklein", to_path, "folder of the database and of downloaded weights; made with mode 0700"
+    )
+    host: str = setting("127.0.0.1", to_text, "address to listen on; one that is not loopback needs --public")
+    port: int = setting("8000", to_count(0, 65_535), "port to listen on; 0 picks a free one")
+    public: bool = setting("false", to_flag, "allow listening on an address that others can reach")
+    api_key: str | None = setting(
+        "", to_optional_text, "a fixed API key, any text, beside those in the database", secret=True
+    )
+    model: str = setting(DEFAULT_MODEL, to_choice(*MODEL_IDS), "model to serve; klein-mini stands in if not installed")
+    strict_model: bool = setting("false", to_flag, "refuse requests for a model that is not installed: no stand-in")
+    request_timeout_s: float = setting("120", to_seconds, "seconds a request may take, its time in the queue included")
+    allowed_url_hosts: tuple[str, ...] = setting(
+        "", to_names, "host names, separated by commas, whose private addresses image_uris may lead to"
+    )
+    max_file_bytes: int = setting("20000000", to_count(1, 2**31), "largest reference image, in bytes")
+    max_body_bytes: int = setting("64000000", to_count(1, 2**31), "largest request body, in bytes")
+    max_image_pixels: int = setting("50000000", to_count(1, 2**31), "largest reference image, in pixels when decoded")
+    url_timeout_s: float = setting("10", to_seconds, "seconds that fetching one image URL may take")
+    url_max_redirects: int = setting("5", to_count(0, 20), "redirects that one image URL may take")
+    queue_size: int = setting("64", to_count(1, 100_000), "requests that may wait for the model")
+    log_level: str = setting("info", to_choice(*LOG_LEVELS), "least severe messages to log: " + ", ".join(LOG_LEVELS))
+
+    @classmethod
+    def load(cls, env: Mapping[str, str], flags: Mapping[str, str]) -> "Settings":
+        """Read settings from flags (by field name), then from the environment, then from the defaults.
+
+        A variable that is set to nothing counts as not set. Raises InvalidSetting for a value that cannot be read.
+        """
+        values: dict[str, Any] = {}
+        for row in fields(cls):
+            if row.name in flags:
+                values[row.name] = read_setting(row, flag_name(row.name), flags[row.name])
+            elif text := env.get(env_name(row.name), ""):
+                values[row.name] = read_setting(row, env_name(row.name), text)
+        return cls(**values)
+
+    @property
+    def models_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def database_url(self) -> str:
+        return f"sqlite:///{self.data_dir / 'openklein.db'}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Tell whether only this machine can reach the address that the server listens on."""
+        if self.host.lower() == "localhost":
+            return True
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def env_name(name: str) -> str:
+    return f"OPENKLEIN_{name.upper()}"
+
+
+def flag_name(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def read_setting(row: Field[Any], source: str, text: str) -> Any:
+    try:
+        return row.metadata["read"](text)
+    except ValueError as error:
+        shown = "this value" if row.metadata["secret"] else repr(text)
+        raise InvalidSetting(f"{source} cannot be {shown}: {error}.") from None
