@@ -1,0 +1,49 @@
+"""Choose device and dtype once, and keep the reason."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceChoice:
+    """Where the model runs, in which floating-point type, and why."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+
+def choose_device(device: str | None = None, dtype: torch.dtype | None = None) -> DeviceChoice:
+    """Pick the fastest device here and its best dtype, where the caller does not name them."""
+    name = device or _best_device()
+    best_dtype, reason = _best_dtype(torch.device(name))
+    if dtype is not None:
+        reason = f"{dtype} was asked for"
+    return DeviceChoice(torch.device(name), dtype or best_dtype, reason)
+
+
+def cpu_flags() -> frozenset[str]:
+    """List the instruction sets that Linux reports for this CPU; empty on other systems."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU multiplies bfloat16 natively"
+        return torch.float32, "this GPU has no native bfloat16"
+    if device.type == "cpu":
+        if fast := sorted({"amx_bf16", "avx512_bf16"} & cpu_flags()):
+            return torch.bfloat16, f"this CPU has {' and '.join(fast)}"
+        return torch.float32, "this CPU shows neither amx_bf16 nor avx512_bf16, without which bfloat16 is slow"
+    return torch.float32, f"float32 works for every operation on {device.type}"

@@ -1,0 +1,136 @@
+"""Turn bytes into pictures, pictures into tensors, and back; judge every size before decoding."""
+
+import struct
+import zlib
+from collections.abc import Mapping
+from io import BytesIO
+from math import sqrt
+
+import numpy as np
+import torch
+from isal import isal_zlib
+from PIL import Image, ImageOps
+
+from openklein.contract import MAX_REFERENCE_ASPECT, MIN_REFERENCE_SIDE_PX
+from openklein.errors import InvalidImage
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+# What Pillow's readers raise on bytes that are not what they claim to be.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+
+# Pillow would warn at 89 and refuse at 179 megapixels; decode_image has one limit of its own instead.
+Image.MAX_IMAGE_PIXELS = None
+
+
+def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
+    """Decode a PNG, JPEG or WebP file into an upright RGB picture, alpha over white, first frame only.
+
+    Raises InvalidImage for anything else, for damaged files and for sizes that are not accepted.
+    """
+    if not data:
+        raise InvalidImage("The image is empty (0 bytes); send a PNG, JPEG or WebP file.")
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except _DECODING_ERRORS as error:
+        raise InvalidImage(f"The file of {len(data)} bytes is not a readable PNG, JPEG or WebP image.") from error
+    _check_size(image.width, image.height, max_pixels)
+    try:
+        image.verify()  # the checksums and the end of a PNG, whose lack loading would overlook; uses the object up
+        return _flatten(ImageOps.exif_transpose(Image.open(BytesIO(data), formats=FORMATS)))
+    except _DECODING_ERRORS as error:
+        raise InvalidImage(
+            f"The {image.format} image is damaged or cut short at {len(data)} bytes; send a complete file."
+        ) from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InvalidImage(
+            f"The image has {width}x{height} = {width * height / 1e6:.1f} megapixels; "
+            f"at most {max_pixels / 1e6:g} are accepted."
+        )
+    if min(width, height) < MIN_REFERENCE_SIDE_PX:
+        raise InvalidImage(f"The image is {width}x{height} pixels; each side must be at least {MIN_REFERENCE_SIDE_PX}.")
+    if max(width, height) > MAX_REFERENCE_ASPECT * min(width, height):
+        raise InvalidImage(
+            f"The image is {width}x{height} pixels; its longer side may be at most "
+            f"{MAX_REFERENCE_ASPECT} times its shorter side."
+        )
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
+        grey = np.asarray(image)
+        alpha = np.where(grey == image.info.get("transparency", -1), 0, 255).astype(np.uint8)
+        image = Image.merge("LA", (Image.fromarray(np.rint(grey / 257).astype(np.uint8)), Image.fromarray(alpha)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image.convert("RGB")
+
+
+def encode_png(image: Image.Image, metadata: Mapping[str, str]) -> bytes:
+    """Write an RGB picture as an 8-bit PNG, with one tEXt chunk for each Latin-1 entry of `metadata`.
+
+    One fixed filter and ISA-L's deflate: eight times faster than Pillow's fastest level, a little smaller too.
+    """
+    assert image.mode == "RGB", image.mode
+    pixels = np.asarray(image).reshape(image.height, -1)  # (H, 3W)
+    rows = np.empty((image.height, 1 + 3 * image.width), np.uint8)
+    rows[:, 0] = 2  # filter "up": each row less the one above it
+    rows[0, 1:] = pixels[0]
+    np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _png_chunk(b"IHDR", struct.pack(">IIBBBBB", image.width, image.height, 8, 2, 0, 0, 0)),
+            *(_png_chunk(b"tEXt", f"{key}\0{value}".encode("latin-1")) for key, value in metadata.items()),
+            _png_chunk(b"IDAT", isal_zlib.compress(rows, level=1)),
+            _png_chunk(b"IEND", b""),
+        )
+    )
+
+
+def _png_chunk(kind: bytes, body: bytes) -> bytes:
+    checksum = isal_zlib.crc32(body, isal_zlib.crc32(kind))
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
+
+
+def fit_reference(image: Image.Image, *, multiple: int, max_area: int, min_area: int = 0) -> Image.Image:
+    """Bring the area in px² within `min_area` to `max_area`, then crop the centre to multiples of `multiple` px."""
+    area = image.width * image.height
+    wanted = min(max(area, min_area), max_area)
+    if wanted != area:
+        scale = sqrt(wanted / area)
+        image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.LANCZOS)
+    width, height = image.width // multiple * multiple, image.height // multiple * multiple
+    assert width and height, f"{image.size} holds no multiple of {multiple}; raise min_area"
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Turn an RGB picture into float32 (3, H, W) from -1 to 1."""
+    assert image.mode == "RGB", image.mode
+    pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
+    return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1)
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """Turn (3, H, W) from -1 to 1 into an RGB picture: rounded, and clamped first, so that nothing wraps around."""
+    levels = pixels.float().add(1).mul_(127.5).round_().clamp_(0, 255)  # (3, H, W)
+    assert bool(torch.isfinite(levels).all()), "the model made pixels that are not numbers"
+    return Image.fromarray(levels.to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy())
