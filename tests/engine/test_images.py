@@ -1,0 +1,283 @@
+import itertools
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageChops, ImageOps
+
+from openklein.engine import images
+from openklein.engine.images import decode_image, encode_png, fit_reference, to_image, to_tensor
+from openklein.errors import InvalidImage
+
+ORIENTATION = 0x0112
+
+
+def gradient(width: int = 96, height: int = 80) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [x * 255 / (width - 1), y * 255 / (height - 1), (x + y) % 256]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def saved(image: Image.Image, file_format: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def largest_difference(a: Image.Image, b: Image.Image) -> int:
+    assert (a.mode, a.size) == (b.mode, b.size)
+    return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
+
+
+def png_header(width: int, height: int) -> bytes:
+    """Write a PNG that claims a size and holds no pixels to speak of."""
+    body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 64)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in ((b"IHDR", body), (b"IDAT", pixels), (b"IEND", b""))
+    )
+
+
+class TestFormats:
+    @pytest.mark.parametrize(
+        ("file_format", "options", "tolerance"),
+        [("PNG", {}, 0), ("WEBP", {"lossless": True}, 0), ("JPEG", {"quality": 100, "subsampling": 0}, 4)],
+    )
+    def test_pixels_survive(self, file_format: str, options: dict[str, Any], tolerance: int) -> None:
+        decoded = decode_image(saved(gradient(), file_format, **options))
+        assert largest_difference(decoded, gradient()) <= tolerance
+
+    @pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PDF", "EPS"])
+    def test_other_formats_are_refused(self, file_format: str) -> None:
+        with pytest.raises(InvalidImage, match="PNG, JPEG or WebP"):
+            decode_image(saved(gradient(), file_format))
+
+    @pytest.mark.parametrize("data", [b"", b"\0", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP"])
+    def test_what_is_no_image_is_refused(self, data: bytes) -> None:
+        with pytest.raises(InvalidImage, match=rf"\b{len(data)} bytes"):
+            decode_image(data)
+
+    @pytest.mark.parametrize("file_format", images.FORMATS)
+    def test_cut_short_anywhere_is_refused(self, file_format: str) -> None:
+        data = saved(gradient(), file_format)
+        for length in itertools.chain(range(1, len(data) - 5, 29), [len(data) - 5]):
+            with pytest.raises(InvalidImage):
+                decode_image(data[:length])
+
+    @pytest.mark.filterwarnings("ignore:.*EXIF", "ignore:.*[Tt]ag")
+    def test_damaged_files_raise_nothing_but_invalid_image(self) -> None:
+        chance = np.random.default_rng(0)
+        exif = Image.Exif()
+        exif[ORIENTATION] = 6
+        originals = [saved(gradient(), file_format, exif=exif) for file_format in images.FORMATS]
+        originals.append(saved(gradient().quantize(16), "PNG", transparency=3))
+        refused = 0
+        for data in originals * 60:
+            damaged = bytearray(data)
+            for _ in range(3):
+                damaged[chance.integers(len(damaged))] = chance.integers(256)
+            try:
+                decode_image(bytes(damaged))
+            except InvalidImage:
+                refused += 1
+        assert refused > 60
+
+
+class TestSizes:
+    @pytest.mark.parametrize("size", [(10_000, 5_001), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
+    def test_bombs_are_refused_without_decoding(self, size: tuple[int, int]) -> None:
+        started = time.perf_counter()
+        with pytest.raises(InvalidImage, match=f"{size[0]}x{size[1]} = .* megapixels; at most 50 "):
+            decode_image(png_header(*size))
+        assert time.perf_counter() - started < 0.5
+
+    def test_the_limit_is_the_callers_and_not_pillows(self) -> None:
+        data = saved(Image.new("1", (14_000, 13_000)), "PNG")  # more than Pillow's own limit of 179 megapixels
+        with pytest.raises(InvalidImage, match=r"= 182\.0 megapixels; at most 50 "):
+            decode_image(data)
+        with pytest.raises(InvalidImage, match=r"= 182\.0 megapixels; at most 181\.5 "):
+            decode_image(data, max_pixels=181_500_000)
+        with pytest.raises(InvalidImage, match="damaged"):  # above Pillow's limit, and begun
+            decode_image(data[:-100], max_pixels=182_000_000)
+
+    @pytest.mark.parametrize("size", [(63, 80), (80, 63), (1, 1)])
+    def test_small_sides_are_refused(self, size: tuple[int, int]) -> None:
+        with pytest.raises(InvalidImage, match=f"{size[0]}x{size[1]} pixels; each side must be at least 64"):
+            decode_image(saved(gradient().resize(size), "PNG"))
+
+    @pytest.mark.parametrize("size", [(513, 64), (64, 513), (801, 100)])
+    def test_thin_images_are_refused(self, size: tuple[int, int]) -> None:
+        with pytest.raises(InvalidImage, match=f"{size[0]}x{size[1]} pixels; its longer side may be at most 8 times"):
+            decode_image(saved(gradient().resize(size), "PNG"))
+
+    @pytest.mark.parametrize("size", [(64, 64), (512, 64), (64, 512)])
+    def test_the_limits_themselves_are_accepted(self, size: tuple[int, int]) -> None:
+        assert decode_image(saved(gradient().resize(size), "PNG"), max_pixels=size[0] * size[1]).size == size
+
+
+class TestUprightRgb:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("file_format", images.FORMATS)
+    def test_exif_orientation_is_applied(self, file_format: str, orientation: int) -> None:
+        undo: dict[int, Callable[[Image.Image], Image.Image]] = {
+            1: lambda image: image,
+            2: ImageOps.mirror,
+            3: lambda image: image.rotate(180),
+            4: ImageOps.flip,
+            5: lambda image: ImageOps.flip(image.rotate(90, expand=True)),
+            6: lambda image: image.rotate(90, expand=True),
+            7: lambda image: ImageOps.flip(image.rotate(-90, expand=True)),
+            8: lambda image: image.rotate(-90, expand=True),
+        }
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        options = {"quality": 100, "subsampling": 0} if file_format == "JPEG" else {"lossless": True}
+        decoded = decode_image(saved(undo[orientation](gradient()), file_format, exif=exif, **options))
+        assert largest_difference(decoded, gradient()) <= 4
+
+    @pytest.mark.parametrize(("mode", "file_format"), [("LA", "PNG"), ("RGBA", "PNG"), ("RGBA", "WEBP")])
+    def test_alpha_goes_over_white(self, mode: str, file_format: str) -> None:
+        image = Image.new("RGB", (64, 64), "black").convert(mode)
+        image.putalpha(Image.new("L", (64, 64), 51))
+        options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
+        assert decode_image(saved(image, file_format, **options)).getpixel((9, 9)) == (204, 204, 204)
+
+    def test_palette_transparency_goes_over_white(self) -> None:
+        image = Image.new("P", (64, 64), 1)
+        image.putpalette([0, 0, 0, 200, 0, 0, 0, 0, 200])
+        image.paste(2, (0, 0, 64, 32))
+        decoded = decode_image(saved(image, "PNG", transparency=bytes([255, 0, 255])))
+        assert decoded.getpixel((5, 5)) == (0, 0, 200)
+        assert decoded.getpixel((5, 60)) == (255, 255, 255)
+
+    @pytest.mark.parametrize(("mode", "colour"), [("RGB", (10, 20, 30)), ("L", 10), ("1", 0)])
+    def test_a_transparent_colour_goes_over_white(self, mode: str, colour: Any) -> None:
+        image = Image.new(mode, (64, 64), colour)
+        assert decode_image(saved(image, "PNG", transparency=colour)).getpixel((5, 5)) == (255, 255, 255)
+
+    def test_sixteen_bit_grey_is_scaled(self) -> None:
+        levels = np.linspace(0, 65_535, 64 * 64).astype(np.uint16).reshape(64, 64)
+        decoded = np.asarray(decode_image(saved(Image.fromarray(levels), "PNG")))
+        assert np.array_equal(decoded[..., 0], np.rint(levels / 257))
+
+    def test_sixteen_bit_colour_is_scaled(self) -> None:
+        pixel = struct.pack(">HHH", 65_535, 32_768, 0)
+        body = zlib.compress((b"\0" + pixel * 64) * 64)
+        parts = [(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)), (b"IDAT", body), (b"IEND", b"")]
+        data = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+            for kind, content in parts
+        )
+        assert decode_image(data).getpixel((9, 9)) == (255, 128, 0)
+
+    def test_cmyk_is_converted(self) -> None:
+        image = Image.new("CMYK", (64, 64), (255, 0, 0, 0))  # Pillow writes it inverted, with Adobe's marker
+        red, green, blue = np.asarray(decode_image(saved(image, "JPEG", quality=100)))[9, 9]
+        assert red < 20 and green > 160 and blue > 200
+
+    @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+    def test_the_first_frame_of_an_animation_is_used(self, file_format: str) -> None:
+        frames = [gradient(), ImageChops.invert(gradient())]
+        data = saved(frames[0], file_format, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+        assert largest_difference(decode_image(data), frames[0]) == 0
+
+    def test_the_first_picture_of_a_stereo_pair_is_used(self) -> None:
+        data = saved(gradient(), "MPO", save_all=True, append_images=[ImageChops.invert(gradient())], quality=95)
+        assert largest_difference(decode_image(data), gradient()) < 40
+
+
+class TestEncodePng:
+    def test_pillow_reads_back_pixels_and_metadata(self) -> None:
+        with Image.open(BytesIO(encode_png(gradient(), {"model": "klein-mini", "seed": "7"}))) as read:
+            assert (read.format, read.mode) == ("PNG", "RGB")
+            assert read.info == {"model": "klein-mini", "seed": "7"}
+            assert largest_difference(read.copy(), gradient()) == 0
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 50), (257, 3), (1344, 768)])
+    def test_any_size(self, size: tuple[int, int]) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+        with Image.open(BytesIO(encode_png(Image.fromarray(noise), {}))) as read:
+            assert np.array_equal(np.asarray(read), noise)
+
+    def test_every_chunk_is_valid(self) -> None:
+        data = encode_png(gradient(), {"model": "klein-mini"})
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        kinds, position = [], 8
+        while position < len(data):
+            length, kind = struct.unpack_from(">I4s", data, position)
+            content = data[position + 8 : position + 8 + length]
+            (checksum,) = struct.unpack_from(">I", data, position + 8 + length)
+            assert checksum == zlib.crc32(kind + content), kind
+            if kind == b"IDAT":  # strict: the checksum of the stream holds, and nothing follows it
+                stream = zlib.decompressobj()
+                assert len(stream.decompress(content)) == 80 * (1 + 3 * 96)
+                assert stream.eof and not stream.unused_data
+            kinds.append(kind)
+            position += 12 + length
+        assert kinds == [b"IHDR", b"tEXt", b"IDAT", b"IEND"]
+
+    def test_the_same_picture_gives_the_same_bytes(self) -> None:
+        assert encode_png(gradient(), {"seed": "7"}) == encode_png(gradient(), {"seed": "7"})
+        assert encode_png(gradient(), {"seed": "7"}) != encode_png(gradient(), {"seed": "8"})
+
+    def test_it_compresses(self) -> None:
+        assert len(encode_png(gradient(960, 800), {})) < 0.2 * 960 * 800 * 3
+
+
+class TestFitReference:
+    @pytest.mark.parametrize(
+        ("size", "fitted"),
+        [
+            ((512, 512), (512, 512)),
+            ((1024, 1024), (1024, 1024)),
+            ((1000, 530), (992, 528)),
+            ((2048, 2048), (1024, 1024)),
+            ((4000, 500), (2896, 352)),  # 2896.3 x 362.0 by area
+            ((64, 79), (64, 64)),
+        ],
+    )
+    def test_area_is_capped_then_sides_cropped(self, size: tuple[int, int], fitted: tuple[int, int]) -> None:
+        assert fit_reference(gradient(*size), multiple=16, max_area=1024 * 1024).size == fitted
+
+    @pytest.mark.parametrize(("size", "fitted"), [((100, 100), (1024, 1024)), ((64, 512), (256, 2816))])
+    def test_small_references_are_scaled_up(self, size: tuple[int, int], fitted: tuple[int, int]) -> None:
+        area = 1024 * 1024
+        assert fit_reference(gradient(*size), multiple=128, max_area=area, min_area=area).size == fitted
+
+    def test_the_centre_is_kept(self) -> None:
+        fitted = fit_reference(gradient(101, 83), multiple=16, max_area=1024 * 1024)
+        assert largest_difference(fitted, gradient(101, 83).crop((2, 1, 98, 81))) == 0
+
+    def test_what_holds_no_token_is_our_fault(self) -> None:
+        with pytest.raises(AssertionError, match="raise min_area"):
+            fit_reference(gradient(100, 200), multiple=128, max_area=1024 * 1024)
+
+
+class TestTensors:
+    def test_range_and_layout(self) -> None:
+        pixels = to_tensor(Image.new("RGB", (5, 3), (0, 255, 51)))
+        assert (pixels.dtype, pixels.shape) == (torch.float32, (3, 3, 5))
+        assert torch.allclose(pixels[:, 0, 0], torch.tensor([-1.0, 1.0, -0.6]))
+
+    def test_round_trip_is_exact(self) -> None:
+        assert largest_difference(to_image(to_tensor(gradient())), gradient()) == 0
+
+    @pytest.mark.parametrize(
+        ("value", "level"), [(-1.5, 0), (-1.0, 0), (0.0, 128), (0.003, 128), (0.9999, 255), (1.0, 255), (1.7, 255)]
+    )
+    def test_values_are_rounded_and_clamped(self, value: float, level: int) -> None:
+        assert to_image(torch.full((3, 1, 1), value)).getpixel((0, 0)) == (level, level, level)
+
+    def test_bfloat16_is_taken(self) -> None:
+        assert to_image(torch.ones(3, 2, 2, dtype=torch.bfloat16)).getpixel((1, 1)) == (255, 255, 255)
+
+    def test_values_that_are_not_numbers_are_our_fault(self) -> None:
+        with pytest.raises(AssertionError, match="not numbers"):
+            to_image(torch.full((3, 1, 1), torch.nan))
