@@ -1,0 +1,142 @@
+"""Serve the image API until a signal or a model that cannot load ends it."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from functools import partial
+from typing import NoReturn
+
+import uvicorn
+
+from openklein.api.app import create_app
+from openklein.cli.loading import choose_model, describe_choice
+from openklein.cli.store import open_database
+from openklein.engine.pipeline import load_pipeline
+from openklein.engine.scheduler import Scheduler
+from openklein.engine.worker import Worker
+from openklein.errors import InvalidSetting, OpenKleinError
+from openklein.settings import Settings
+from openklein.storage.database import Database
+from openklein.storage.keys import create_key, list_keys
+
+logger = logging.getLogger(__name__)
+
+# A stop takes less than 10 s: the image that is being made, then the answers, then whatever is left.
+FINISH_IMAGE_S = 6.0
+FINISH_ANSWERS_S = 8
+GIVE_UP_S = 9.5
+POLL_S = 0.1
+
+
+def serve(settings: Settings) -> int:
+    """Run the server; return 0 after a signal, 1 where the model cannot be loaded."""
+    if not (settings.public or settings.is_loopback):
+        raise InvalidSetting(
+            f"--host {settings.host} lets other machines reach this server; add --public if that is meant."
+        )
+    set_up_logging(settings.log_level)
+    database = open_database(settings)
+    listener = listen(settings)
+    model_id = choose_model(settings)
+    logger.info("%s", describe_choice(settings, model_id))
+    worker = Worker(partial(load_pipeline, model_id, settings.models_dir), Scheduler(settings.queue_size))
+    announce(settings, database, listener.getsockname()[1])
+    exit_code = asyncio.run(run(settings, database, worker, listener))
+    database.close()
+    # A worker that is deep in one step would crash an orderly end of the interpreter, so there is none.
+    leave(exit_code)
+
+
+def set_up_logging(level: str) -> None:
+    """Log our lines and uvicorn's; other libraries, whose lines may quote what clients send, only complain."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for name in ("openklein", "uvicorn"):
+        logging.getLogger(name).setLevel(level.upper())
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Bind before anything slow or final happens; raises InvalidSetting where the address cannot be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise InvalidSetting(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}.") from error
+
+
+def announce(settings: Settings, database: Database, port: int) -> None:
+    """Make the first key where there is none, and print it with a line to try it; never to the log."""
+    if settings.api_key:
+        return
+    keys = list_keys(database)
+    if keys:
+        if all(key.revoked_at for key in keys):
+            logger.warning("All API keys are revoked; openklein keys create makes one.")
+        return
+    key = create_key(database, "first key")
+    print(
+        "\nThis is your API key. It is shown this once:\n\n"
+        f"    {key.secret}\n\n"
+        "Try it:\n\n"
+        f"    curl {base_url(settings.host, port)}/v1/generate -H 'Authorization: Bearer {key.secret}' "
+        "-F prompt='a red apple on a blue background' -o apple.png\n",
+        flush=True,
+    )
+
+
+def base_url(host: str, port: int) -> str:
+    """Give an address that reaches the server from this machine."""
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+async def run(settings: Settings, database: Database, worker: Worker, listener: socket.socket) -> int:
+    config = uvicorn.Config(
+        create_app(settings, database, worker),
+        log_config=None,
+        access_log=False,  # the app writes one line per request, without what its address may hold
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        timeout_graceful_shutdown=FINISH_ANSWERS_S,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn hands a signal on once it is done, to end the process by it; this keeps the exit code ours.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    worker.start()
+    closing = asyncio.create_task(close_with(server, worker))
+    await server.serve(sockets=[listener])
+    await closing
+    return exit_code_of(worker)
+
+
+async def close_with(server: uvicorn.Server, worker: Worker) -> None:
+    """Wait for a signal or a failed load, then stop the worker while the server sends its last answers."""
+    while not server.should_exit:
+        if worker.error is not None:
+            logger.error("The server stops: %s", describe(worker.error))
+            server.should_exit = True
+        await asyncio.sleep(POLL_S)
+    backstop = threading.Timer(GIVE_UP_S, leave, args=[exit_code_of(worker)])
+    backstop.daemon = True
+    backstop.start()
+    await asyncio.to_thread(worker.close, FINISH_IMAGE_S)
+
+
+def exit_code_of(worker: Worker) -> int:
+    return 0 if worker.error is None else 1
+
+
+def describe(error: BaseException) -> str:
+    return str(error) if isinstance(error, OpenKleinError) else f"{type(error).__name__}: {error}"
+
+
+def leave(exit_code: int) -> NoReturn:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)

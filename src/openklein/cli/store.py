@@ -1,0 +1,18 @@
+"""Open the database of a data folder."""
+
+from sqlalchemy.exc import DBAPIError
+
+from openklein.errors import InvalidSetting
+from openklein.settings import Settings
+from openklein.storage.database import Database, make_data_dir
+
+
+def open_database(settings: Settings) -> Database:
+    """Make the data folder and the database where they lack; raise InvalidSetting where they cannot be used."""
+    try:
+        make_data_dir(settings.data_dir)
+        return Database(settings.database_url)
+    except OSError as error:
+        raise InvalidSetting(f"the data folder {settings.data_dir} cannot be used: {error.strerror}.") from error
+    except DBAPIError as error:
+        raise InvalidSetting(f"the database in {settings.data_dir} cannot be used: {error.orig}.") from error

@@ -1,0 +1,45 @@
+"""Hold the documentation to the code: generated parts, links, commands, change log."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from openklein import __version__
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pages = module.pages()
+    assert {path.name for path in pages} == {"settings.md", "cli.md"}
+    for path, text in pages.items():
+        assert path.read_text() == text, f"{path.name} is stale; run make docs"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    targets = [target for target in LINK.findall(page.read_text()) if "://" not in target]
+    lost = [target for target in targets if not (page.parent / target).exists()]
+    assert not lost, f"{page.name} links to {lost}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_make_targets_named_in_the_text_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    code = re.findall(r"```.*?```|`[^`]+`", page.read_text(), re.DOTALL)
+    named = set(re.findall(r"^`?make ([a-z-]+)", "\n".join(code), re.MULTILINE))
+    assert named <= targets, f"{page.name} names make {named - targets}"
+
+
+def test_the_change_log_begins_with_this_version() -> None:
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == __version__
