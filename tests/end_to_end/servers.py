@@ -1,0 +1,81 @@
+"""Know a running server from outside, as its user does."""
+
+import os
+import re
+import subprocess
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import httpx
+
+ROOT = Path(__file__).parent.parent.parent
+READY_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server process of the installed package, its output in files."""
+
+    process: "subprocess.Popen[bytes]"
+    folder: Path
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    @property
+    def url(self) -> str:
+        found = re.search(r"http://127\.0\.0\.1:\d+", self.stdout + self.log)
+        if found:
+            return found[0]
+        address = re.search(r"\('127\.0\.0\.1', (\d+)\)", self.log)
+        assert address, f"no address in the log:\n{self.log}"
+        return f"http://127.0.0.1:{address[1]}"
+
+    @property
+    def key(self) -> str:
+        found = re.search(r"klein_[\w-]{43}", self.stdout)
+        assert found, f"no key on stdout:\n{self.stdout}"
+        return found[0]
+
+    def client(self, key: str | None = None) -> httpx.Client:
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=120, trust_env=False)
+
+    def wait_until_ready(self) -> None:
+        give_up_at = time.monotonic() + READY_TIMEOUT_S
+        while time.monotonic() < give_up_at:
+            assert self.process.poll() is None, f"the server ended:\n{self.log}"
+            if is_ready(self):
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"the server was not ready after {READY_TIMEOUT_S} s:\n{self.log}")
+
+
+def is_ready(server: Server) -> bool:
+    if "127.0.0.1" not in server.stdout + server.log:
+        return False
+    try:
+        return httpx.get(f"{server.url}/health/ready", trust_env=False, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def clean_environment() -> dict[str, str]:
+    """Give the environment of someone who never saw this checkout."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("OPENKLEIN_", "PYTHON"))}
+
+
+class StartServer(Protocol):
+    """Start a server on a data folder; it ends with the context."""
+
+    def __call__(
+        self, data_dir: Path, *flags: str, env: dict[str, str] | None = None
+    ) -> AbstractContextManager[Server]: ...

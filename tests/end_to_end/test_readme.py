@@ -1,0 +1,60 @@
+"""Run what the README tells people to type."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.end_to_end.servers import ROOT, Server, clean_environment
+
+README = ROOT / "README.md"
+FENCE = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+NOT_RUN = {"git", "cd", "pip", "python3", "export", ".venv/bin/pip"}  # fetch, install, or set up
+
+
+def commands() -> list[str]:
+    """List the commands of all shell blocks, continued lines joined, prompts and comments left out."""
+    lines = "\n".join(FENCE.findall(README.read_text())).replace("\\\n", " ").splitlines()
+    return [command for line in lines if (command := re.sub(r"^\$ |\s*(?:^|\s)#.*$", "", line).strip())]
+
+
+def test_every_command_is_of_a_kind_that_is_checked() -> None:
+    if not README.exists():
+        pytest.skip("there is no README yet")
+    known = NOT_RUN | {"make", "curl", "openklein", ".venv/bin/openklein"}
+    assert {command.split()[0] for command in commands()} <= known
+    assert any(command.startswith("make serve") for command in commands())
+    assert any(command.startswith("curl ") for command in commands())
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for command in commands():
+        if command.startswith("make "):
+            assert command.split()[1] in targets, command
+
+
+def test_curl_lines_and_commands_make_images(server: Server, openklein: Path, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    Image.new("RGB", (256, 256), "white").save(tmp_path / "photo.png")
+    for command in commands():
+        words = shlex.split(command)
+        if words[0] == "curl":
+            line = re.sub(r"http://(127\.0\.0\.1|localhost):8000", server.url, command)
+            line = re.sub(r"Bearer [^\"']+", f"Bearer {server.key}", line)
+        elif words[0].endswith("openklein") and words[1] in {"generate", "edit"}:
+            line = f"{shlex.quote(str(openklein))} {command.partition(' ')[2]}"
+        else:
+            continue
+        run = subprocess.run(
+            ["sh", "-c", line], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, (command, run.stderr)
+        with Image.open(tmp_path / words[words.index("-o") + 1]) as image:
+            image.load()
+            assert image.format == "PNG", command
