@@ -1,0 +1,143 @@
+"""Stand between the server and the routes: request ids, the last border for faults, hosts, and bytes.
+
+Plain ASGI, because a body has to be judged before a framework parses it.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from contextlib import suppress
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from openklein.api.error_responses import error_response, fault_response
+from openklein.errors import BodyTooLarge, InvalidRequest
+from openklein.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DRAIN_TIMEOUT_S = 10.0
+HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]*)?")
+
+
+class RequestBorder:
+    """Give each request an id, answer faults of ours opaquely, and log one line that quotes nothing a client sent."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = secrets.token_hex(12)
+        started = time.monotonic()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["x-content-type-options"] = "nosniff"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:  # a border: whatever went wrong, the client gets an answer and the log the traceback
+            logger.exception("request %s failed", request_id)
+            if not status:
+                await fault_response(request_id)(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "no route")
+            took_ms = 1000 * (time.monotonic() - started)
+            logger.info("request %s: %s %s, %d, %.0f ms", request_id, scope["method"], route, status, took_ms)
+
+
+class HostCheck:
+    """On a loopback address, serve loopback host names alone: a web page may point a name of its own at this server."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        own = f"[{settings.host}]" if ":" in settings.host else settings.host.lower()
+        self._allowed = {"localhost", "127.0.0.1", "[::1]", own}
+        self._is_on = settings.is_loopback and not settings.public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._is_on and scope["type"] == "http" and not self._is_allowed(Headers(scope=scope)):
+            error = InvalidRequest(
+                "The Host header does not name this server, which listens for this machine alone; "
+                "use localhost, 127.0.0.1 or [::1]."
+            )
+            return await error_response(error)(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _is_allowed(self, headers: Headers) -> bool:
+        match = HOST.fullmatch(headers.get("host", "").lower())
+        return match is not None and match[1] in self._allowed and len(headers.getlist("host")) == 1
+
+
+class BodyLimit:
+    """Stop reading a body at the limit, and read what is left of one that nobody wanted before answering.
+
+    A client that is still sending would otherwise see a reset in place of its answer.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        body = _Body(Headers(scope=scope), receive, self._max_bytes)
+
+        async def send_after_body(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await body.drain()
+            await send(message)
+
+        await self._app(scope, body.receive, send_after_body)
+
+
+class _Body:
+    def __init__(self, headers: Headers, receive: Receive, max_bytes: int) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._declared = int(headers.get("content-length", "0"))
+        self._is_unread = self._declared > 0 or "transfer-encoding" in headers
+        # A client that waits for "100 Continue" sends nothing until the first read; then nothing needs draining.
+        self._is_held_back = headers.get("expect", "").lower() == "100-continue"
+        self._count = 0
+
+    async def receive(self) -> Message:
+        """Pass the next message on; raises BodyTooLarge."""
+        if self._declared > self._max_bytes:
+            raise self._too_large(self._declared)
+        message = await self._read()
+        if self._count > self._max_bytes:
+            raise self._too_large(self._count)
+        return message
+
+    async def drain(self) -> None:
+        """Read and drop the rest, up to as many bytes again as the limit."""
+        if self._is_held_back:
+            return
+        most = self._count + self._max_bytes
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                while self._is_unread and self._count <= most:
+                    await self._read()
+
+    async def _read(self) -> Message:
+        self._is_held_back = False
+        message = await self._receive()
+        self._count += len(message.get("body", b""))
+        self._is_unread = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    def _too_large(self, count: int) -> BodyTooLarge:
+        return BodyTooLarge(f"The body has {count} bytes or more; at most {self._max_bytes} are accepted.")
