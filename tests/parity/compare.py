@@ -1,0 +1,40 @@
+"""Measure how far our modules are from the reference libraries'."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = 1e-5  # relative, in float32
+BUG_FACTOR = 100  # a wrong implementation must miss the tolerance by this much
+
+
+def relative_error(ours: Tensor, theirs: Tensor) -> float:
+    """Give ||ours - theirs|| / ||theirs|| of two tensors of the same shape."""
+    assert ours.shape == theirs.shape
+    return float(torch.linalg.vector_norm((ours - theirs).double()) / torch.linalg.vector_norm(theirs.double()))
+
+
+def assert_same(ours: Tensor, theirs: Tensor) -> None:
+    assert relative_error(ours, theirs) <= TOLERANCE
+
+
+def assert_far(ours: Tensor, theirs: Tensor) -> None:
+    assert relative_error(ours, theirs) >= BUG_FACTOR * TOLERANCE
+
+
+@torch.no_grad()
+def randomize(module: nn.Module, seed: int = 0) -> None:
+    """Fill every parameter and running statistic so that signals keep their size and every weight matters."""
+    generator = torch.Generator().manual_seed(seed)
+    statistics = [(name, tensor) for name, tensor in module.named_buffers() if "running_" in name]
+    for name, tensor in [*module.named_parameters(), *statistics]:
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim > 1:
+            tensor.copy_(noise / math.sqrt(tensor[0].numel()))
+        elif name.endswith("running_var"):
+            tensor.copy_(1 + 2 * noise.abs())
+        elif name.endswith("weight"):  # of a norm
+            tensor.copy_(1 + 0.3 * noise)
+        else:
+            tensor.copy_(0.3 * noise)
