@@ -49,10 +49,14 @@ class Worker:
         self._thread.start()
 
     def close(self, timeout_s: float) -> None:
-        """Refuse what waits, let the running request finish within `timeout_s`, then fail it and stop."""
+        """Refuse what waits, let the running request finish within `timeout_s`, then fail it and stop.
+
+        A load cannot be stopped and is not waited for: it goes on until the process ends.
+        """
         self._closing = True
         self.scheduler.close()
-        if not self._thread.is_alive():
+        is_loading = self._pipeline is None and self.error is None
+        if is_loading or not self._thread.is_alive():
             return
         self._thread.join(timeout_s)
         if running := self._running:
