@@ -32,12 +32,9 @@ class Server:
 
     @property
     def url(self) -> str:
-        found = re.search(r"http://127\.0\.0\.1:\d+", self.stdout + self.log)
-        if found:
-            return found[0]
-        address = re.search(r"\('127\.0\.0\.1', (\d+)\)", self.log)
-        assert address, f"no address in the log:\n{self.log}"
-        return f"http://127.0.0.1:{address[1]}"
+        found = re.search(r"listening on (http://127\.0\.0\.1:\d+)", self.log)
+        assert found, f"no address in the log:\n{self.log}"
+        return found[1]
 
     @property
     def key(self) -> str:
@@ -60,7 +57,7 @@ class Server:
 
 
 def is_ready(server: Server) -> bool:
-    if "127.0.0.1" not in server.stdout + server.log:
+    if "listening on" not in server.log:
         return False
     try:
         return httpx.get(f"{server.url}/health/ready", trust_env=False, timeout=5).status_code == 200

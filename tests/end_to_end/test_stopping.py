@@ -41,7 +41,7 @@ def test_a_signal_during_images_ends_the_server_in_order(
 def test_a_signal_before_the_model_is_ready_ends_the_server(start_server: StartServer, tmp_path: Path) -> None:
     with start_server(tmp_path / "data") as server:
         give_up_at = time.monotonic() + 60
-        while "Uvicorn running" not in server.log and time.monotonic() < give_up_at:
+        while "listening on" not in server.log and time.monotonic() < give_up_at:
             time.sleep(0.02)
         began = time.monotonic()
         server.process.terminate()

@@ -14,9 +14,7 @@ MAX_NAME_LENGTH = 100
 def create(settings: Settings, name: str) -> int:
     """Print the new secret alone on stdout, so that scripts can keep it."""
     if len(name) > MAX_NAME_LENGTH or not name.isprintable():
-        raise InvalidRequest(
-            f"the name of a key may have {MAX_NAME_LENGTH} printable characters, this has {len(name)}."
-        )
+        raise InvalidRequest(f"--name {name!r} cannot be: up to {MAX_NAME_LENGTH} printable characters are allowed.")
     with closing(open_database(settings)) as database:
         new = create_key(database, name)
     print(f"Key {new.id}; keep its secret now, it is not shown again:", file=sys.stderr, flush=True)

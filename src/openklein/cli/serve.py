@@ -42,20 +42,20 @@ def serve(settings: Settings) -> int:
     database = open_database(settings)
     listener = listen(settings)
     model_id = choose_model(settings)
+    url = base_url(settings.host, listener.getsockname()[1])
     logger.info("%s", describe_choice(settings, model_id))
+    logger.info("listening on %s; images can be asked for once the model is warm", url)
     worker = Worker(partial(load_pipeline, model_id, settings.models_dir), Scheduler(settings.queue_size))
-    announce(settings, database, listener.getsockname()[1])
-    exit_code = asyncio.run(run(settings, database, worker, listener))
+    exit_code = asyncio.run(run(settings, database, worker, listener, url))
     database.close()
     # A worker that is deep in one step would crash an orderly end of the interpreter, so there is none.
     leave(exit_code)
 
 
 def set_up_logging(level: str) -> None:
-    """Log our lines and uvicorn's; other libraries, whose lines may quote what clients send, only complain."""
+    """Log our own lines; other libraries, whose lines may quote what clients send, only complain."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for name in ("openklein", "uvicorn"):
-        logging.getLogger(name).setLevel(level.upper())
+    logging.getLogger("openklein").setLevel(level.upper())
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -67,8 +67,8 @@ def listen(settings: Settings) -> socket.socket:
         raise InvalidSetting(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}.") from error
 
 
-def announce(settings: Settings, database: Database, port: int) -> None:
-    """Make the first key where there is none, and print it with a line to try it; never to the log."""
+def announce(settings: Settings, database: Database, url: str) -> None:
+    """Make the first key where there is none, and print it, never log it, with a line to try it."""
     if settings.api_key:
         return
     keys = list_keys(database)
@@ -81,7 +81,7 @@ def announce(settings: Settings, database: Database, port: int) -> None:
         "\nThis is your API key. It is shown this once:\n\n"
         f"    {key.secret}\n\n"
         "Try it:\n\n"
-        f"    curl {base_url(settings.host, port)}/v1/generate -H 'Authorization: Bearer {key.secret}' "
+        f"    curl {url}/v1/generate -H 'Authorization: Bearer {key.secret}' "
         "-F prompt='a red apple on a blue background' -o apple.png\n",
         flush=True,
     )
@@ -93,7 +93,7 @@ def base_url(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
-async def run(settings: Settings, database: Database, worker: Worker, listener: socket.socket) -> int:
+async def run(settings: Settings, database: Database, worker: Worker, listener: socket.socket, url: str) -> int:
     config = uvicorn.Config(
         create_app(settings, database, worker),
         log_config=None,
@@ -108,19 +108,24 @@ async def run(settings: Settings, database: Database, worker: Worker, listener: 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     worker.start()
-    closing = asyncio.create_task(close_with(server, worker))
-    await server.serve(sockets=[listener])
-    await closing
-    return exit_code_of(worker)
-
-
-async def close_with(server: uvicorn.Server, worker: Worker) -> None:
-    """Wait for a signal or a failed load, then stop the worker while the server sends its last answers."""
-    while not server.should_exit:
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    is_announced = False
+    while not (server.should_exit or serving.done()):
         if worker.error is not None:
             logger.error("The server stops: %s", describe(worker.error))
             server.should_exit = True
+        elif worker.ready and not is_announced:
+            announce(settings, database, url)
+            is_announced = True
         await asyncio.sleep(POLL_S)
+    logger.info("stopping")
+    await close(worker)
+    await serving
+    return exit_code_of(worker)
+
+
+async def close(worker: Worker) -> None:
+    """Stop the worker, while the server sends its last answers; leave for good if anything hangs."""
     backstop = threading.Timer(GIVE_UP_S, leave, args=[exit_code_of(worker)])
     backstop.daemon = True
     backstop.start()
