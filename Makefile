@@ -51,7 +51,12 @@ $(VENV)/.made:
 
 # A torch that is in .venv already is kept, so that a person with a GPU can choose it (docs/deploy.md).
 $(VENV)/constraints.txt: $(VENV)/.made constraints.txt
-	@if $(BIN)/pip show --quiet torch 2> $(VENV)/pip.log; then grep -v '^torch==' constraints.txt; else cat constraints.txt; fi > $@
+	@if $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)'; then \
+	  echo "Keeping the PyTorch that $(VENV) has."; grep -v '^torch==' constraints.txt > $@; \
+	else \
+	  echo "Installing PyTorch. On Linux x86-64 this may bring CUDA libraries of several GB; docs/deploy.md shows how to choose."; \
+	  cp constraints.txt $@; \
+	fi
 
 $(VENV)/.installed: $(VENV)/constraints.txt pyproject.toml
 	$(BIN)/pip install --constraint $(VENV)/constraints.txt --editable .
