@@ -35,14 +35,16 @@ def largest_difference(a: Image.Image, b: Image.Image) -> int:
     return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
 
 
-def png_header(width: int, height: int) -> bytes:
-    """Write a PNG that claims a size and holds no pixels to speak of."""
-    body = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" * 64)
+def png_of(*chunks: tuple[bytes, bytes]) -> bytes:
+    """Write a PNG chunk by chunk, whatever they hold."""
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in ((b"IHDR", body), (b"IDAT", pixels), (b"IEND", b""))
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in (*chunks, (b"IEND", b""))
     )
+
+
+def png_header(width: int, height: int, bits: int = 8) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
 
 
 class TestFormats:
@@ -95,8 +97,14 @@ class TestSizes:
     def test_bombs_are_refused_without_decoding(self, size: tuple[int, int]) -> None:
         started = time.perf_counter()
         with pytest.raises(InvalidImage, match=f"{size[0]}x{size[1]} = .* megapixels; at most 50 "):
-            decode_image(png_header(*size))
+            decode_image(png_of(png_header(*size), (b"IDAT", zlib.compress(bytes(64)))))
         assert time.perf_counter() - started < 0.5
+
+    def test_a_bomb_in_the_metadata_is_refused(self) -> None:
+        text = b"comment\0\0" + zlib.compress(bytes(200_000_000), 9)
+        rows = zlib.compress(bytes(64 * (1 + 3 * 64)))
+        with pytest.raises(InvalidImage):
+            decode_image(png_of(png_header(64, 64), (b"zTXt", text), (b"IDAT", rows)))
 
     def test_the_limit_is_the_callers_and_not_pillows(self) -> None:
         data = saved(Image.new("1", (14_000, 13_000)), "PNG")  # more than Pillow's own limit of 179 megapixels
@@ -169,12 +177,8 @@ class TestUprightRgb:
 
     def test_sixteen_bit_colour_is_scaled(self) -> None:
         pixel = struct.pack(">HHH", 65_535, 32_768, 0)
-        body = zlib.compress((b"\0" + pixel * 64) * 64)
-        parts = [(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)), (b"IDAT", body), (b"IEND", b"")]
-        data = b"\x89PNG\r\n\x1a\n" + b"".join(
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-            for kind, content in parts
-        )
+        rows = zlib.compress((b"\0" + pixel * 64) * 64)
+        data = png_of(png_header(64, 64, bits=16), (b"IDAT", rows))
         assert decode_image(data).getpixel((9, 9)) == (255, 128, 0)
 
     def test_cmyk_is_converted(self) -> None:
@@ -240,6 +244,7 @@ class TestFitReference:
             ((1000, 530), (992, 528)),
             ((2048, 2048), (1024, 1024)),
             ((4000, 500), (2896, 352)),  # 2896.3 x 362.0 by area
+            ((1500, 1501), (1008, 1024)),  # 1023.7 x 1024.3 by area
             ((64, 79), (64, 64)),
         ],
     )

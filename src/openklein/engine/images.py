@@ -38,8 +38,6 @@ def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
 
     Raises InvalidImage for anything else, for damaged files and for sizes that are not accepted.
     """
-    if not data:
-        raise InvalidImage("The image is empty (0 bytes); send a PNG, JPEG or WebP file.")
     try:
         image = Image.open(BytesIO(data), formats=FORMATS)
     except _DECODING_ERRORS as error:

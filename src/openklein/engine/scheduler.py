@@ -52,7 +52,7 @@ class Scheduler:
 
     def __init__(self, capacity: int = 64) -> None:
         self.capacity = capacity
-        self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()  # next group first; no empty queues
+        self._queues: OrderedDict[str, deque[Ticket]] = OrderedDict()  # the group whose turn it is first
         self._changed = Condition()
         self._closed = False
 
@@ -87,8 +87,6 @@ class Scheduler:
             group, queue = next(iter(self._queues.items()))
             ticket = queue.popleft()
             self._queues.move_to_end(group)
-            if not queue:
-                del self._queues[group]
             return ticket
 
     def close(self) -> None:
@@ -97,7 +95,6 @@ class Scheduler:
             self._closed = True
             for ticket in (ticket for queue in self._queues.values() for ticket in queue):
                 ticket.fail(ShuttingDown("The server is shutting down; the request was not begun."))
-            self._queues.clear()
             self._changed.notify_all()
 
     def _drop_settled(self) -> None:
