@@ -2,12 +2,13 @@
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import Any
 
 Address = IPv4Address | IPv6Address
-Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+Resolve = Callable[[str, int], Coroutine[Any, Any, Sequence[str]]]
 
 # A list of our own, because ipaddress.is_global lets some of these through and differs between Python versions.
 REFUSED = tuple(

@@ -52,12 +52,11 @@ def _read_form_call(raw: bytes, boundary: bytes) -> GenerateCall:
     fields: dict[str, Any] = {}
     uploads: list[bytes] = []
     for part in read_parts(raw, boundary):
-        if part.name == "images" and part.file_name is not None:
-            # A browser sends a file input that was left empty as a part without a file name and without bytes.
-            if part.file_name or part.content:
-                uploads.append(part.content)
-        else:
+        if part.name != "images":
             _add_text(fields, part)
+        elif part.file_name or part.content:
+            # A browser sends a file input that was left empty as a part without a file name and without bytes.
+            uploads.append(part.content)
     seed = fields.get("seed", "")
     if seed.isascii() and seed.isdigit() and len(seed) < 20:
         fields["seed"] = int(seed)
@@ -66,8 +65,6 @@ def _read_form_call(raw: bytes, boundary: bytes) -> GenerateCall:
 
 def _add_text(fields: dict[str, Any], part: Part) -> None:
     shown = repr(part.name[:60])
-    if part.name == "images":
-        raise refusal("images", part.content[:60])
     if part.file_name is not None:
         raise InvalidRequest(f"The field {shown} came as a file; only images can be files.")
     if part.name in fields:

@@ -88,7 +88,7 @@ def read_data_uri(uri: str, max_bytes: int) -> bytes:
         raise InvalidImage("this is not a base64 data URI; it must look like data:image/png;base64,iVBORw0...")
     if not kind.strip().startswith("image/"):
         raise InvalidImage(f"the data URI holds {kind[:40]!r}, not an image; use image/png, image/jpeg or image/webp")
-    check_bytes(len(payload) * 3 // 4 - 2, max_bytes)
+    check_bytes(len(payload) * 3 // 4 - payload[-2:].count("="), max_bytes)
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:

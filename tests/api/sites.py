@@ -1,0 +1,149 @@
+"""Run whole apps on real sockets, with a model that can be held in the middle of a picture."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from openklein.api.app import create_app
+from openklein.engine.pipeline import Pipeline
+from openklein.engine.scheduler import Scheduler
+from openklein.engine.types import ImageRequest, ImageResult, Progress
+from openklein.engine.worker import WARM_UP, Worker
+from openklein.settings import Settings
+from openklein.storage.database import Database
+from openklein.storage.keys import create_key
+from tests.api.hosts import resolve
+
+
+@dataclass(slots=True)
+class GatedPipeline:
+    """A real pipeline that waits before each step while the gate is shut, and can be told to fail."""
+
+    inner: Pipeline
+    gate: threading.Event = field(default_factory=threading.Event)
+    is_inside: threading.Event = field(default_factory=threading.Event)
+    requests: list[ImageRequest] = field(default_factory=list)
+    steps: int = 0
+    error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+        self.card = self.inner.card
+        self.check = self.inner.check
+
+    card: Any = field(init=False)
+    check: Callable[[str], None] = field(init=False)
+
+    def generate(self, request: ImageRequest, on_step: Callable[[Progress], None] = lambda _: None) -> ImageResult:
+        def step(progress: Progress) -> None:
+            self.is_inside.set()
+            self.gate.wait(20)
+            self.steps += 1
+            on_step(progress)
+
+        if request is WARM_UP:
+            return self.inner.generate(request, on_step)
+        if self.error is not None:
+            raise self.error
+        self.requests.append(request)
+        return self.inner.generate(request, step)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Shut the gate for a while."""
+        self.is_inside.clear()
+        self.gate.clear()
+        try:
+            yield
+        finally:
+            self.gate.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One app with its parts; `client` carries a good key."""
+
+    settings: Settings
+    database: Database
+    pipeline: GatedPipeline
+    worker: Worker
+    app: FastAPI
+    key: str
+    port: int
+    client: httpx.Client
+
+    def generate(self, **fields: Any) -> httpx.Response:
+        """Send a request as JSON; the prompt is given where none is."""
+        return self.client.post("/v1/generate", json={"prompt": "a red apple", "aspect_ratio": "square", **fields})
+
+    def refusal(self, status: int, **fields: Any) -> str:
+        """Send a request that fails with `status`, and return the sentence."""
+        return sentence(self.generate(**fields), status)
+
+
+def sentence(response: httpx.Response, status: int) -> str:
+    """Return the one sentence of an error whose status and shape are as they must be."""
+    assert response.status_code == status, response.text[:500]
+    assert response.headers["content-type"] == "application/json"
+    assert len(response.headers["x-request-id"]) == 24
+    body = response.json()
+    assert list(body) == ["detail"]
+    assert isinstance(body["detail"], str)
+    assert body["detail"]
+    return body["detail"]
+
+
+@contextmanager
+def running_site(folder: Path, pipeline: Pipeline, *, is_ready: bool = True, **changes: Any) -> Iterator[Site]:
+    """Serve an app on a loopback port; its settings are the defaults with `changes`."""
+    settings = Settings(**{"data_dir": folder, "allowed_url_hosts": ("images.test",), **changes})
+    database = Database(settings.database_url)
+    key = create_key(database, "tests").secret
+    gated = GatedPipeline(pipeline)
+    worker = Worker(lambda: cast("Pipeline", gated), Scheduler(settings.queue_size))
+    if is_ready:
+        worker.start()
+        wait_until(lambda: worker.ready)
+    app = create_app(settings, database, worker, resolve=resolve)
+    with (
+        serving(app) as port,
+        httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", headers={"authorization": f"Bearer {key}"}, timeout=30, trust_env=False
+        ) as client,
+    ):
+        yield Site(settings, database, gated, worker, app, key, port, client)
+    gated.gate.set()
+    worker.close(timeout_s=10)
+    database.close()
+
+
+@contextmanager
+def serving(app: FastAPI) -> Iterator[int]:
+    """Run uvicorn on a thread; give the port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        wait_until(lambda: server.started)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def wait_until(holds: Callable[[], bool], timeout_s: float = 20) -> None:
+    give_up_at = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < give_up_at, "waited too long"
+        time.sleep(0.005)

@@ -1,0 +1,38 @@
+from openklein.contract import MAX_SEED, RESOLUTIONS
+from tests.api.sites import Site
+
+
+def test_the_schema_says_what_generate_takes_and_answers(site: Site) -> None:
+    schema = site.client.get("/openapi.json").json()
+    generate = schema["paths"]["/v1/generate"]["post"]
+    content = generate["requestBody"]["content"]
+    assert set(content) == {"multipart/form-data", "application/json"}
+    form, as_json = (content[kind]["schema"]["properties"] for kind in ("multipart/form-data", "application/json"))
+    assert set(form) == {"prompt", "model", "images", "image_uris", "aspect_ratio", "seed"}
+    assert set(as_json) == set(form) - {"images"}
+    assert form["seed"]["maximum"] == MAX_SEED
+    assert form["aspect_ratio"]["enum"] == list(RESOLUTIONS)
+    assert form["aspect_ratio"]["default"] == "landscape"
+    assert form["model"]["default"] == "flux2-klein-4b"
+    assert set(generate["responses"]) == {"200", "401", "413", "422", "500", "503", "504"}
+    assert set(generate["responses"]["200"]["content"]) == {"image/png"}
+
+
+def test_keys_are_asked_for_under_v1_alone(site: Site) -> None:
+    schema = site.client.get("/openapi.json").json()
+    secured = {path: "security" in operation for path, item in schema["paths"].items() for operation in item.values()}
+    assert secured == {
+        "/v1/generate": True,
+        "/v1/models": True,
+        "/health/live": False,
+        "/health/ready": False,
+    }
+    assert schema["components"]["securitySchemes"]["key"] == {"type": "http", "scheme": "bearer"}
+
+
+def test_every_reference_in_the_schema_leads_somewhere(site: Site) -> None:
+    text = site.client.get("/openapi.json").text
+    schemas = site.client.get("/openapi.json").json()["components"]["schemas"]
+    named = {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}
+    assert named
+    assert named <= set(schemas)
