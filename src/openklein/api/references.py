@@ -12,13 +12,12 @@ from PIL import Image
 
 from openklein.api.fetch import Fetcher, read_url
 from openklein.contract import MAX_REFERENCES
-from openklein.engine.catalog import MEGAPIXEL
 from openklein.engine.images import decode_image, fit_reference
 from openklein.errors import InvalidImage, InvalidRequest
 from openklein.settings import Settings
 
 # A request that waits keeps no more than this; the model's own fitting, to half of it, then loses nothing visible.
-KEPT_AREA_PX = 2 * MEGAPIXEL
+KEPT_AREA_PX = 2 * 1024 * 1024
 
 
 class ReferenceReader:
@@ -67,7 +66,7 @@ class ReferenceReader:
     def _decode_now(self, body: bytes) -> Image.Image:
         check_bytes(len(body), self._settings.max_file_bytes)
         image = decode_image(body, max_pixels=self._settings.max_image_pixels)
-        return fit_reference(image, multiple=1, max_area=KEPT_AREA_PX)
+        return fit_reference(image, multiple=1, min_area=0, max_area=KEPT_AREA_PX, pad=False)
 
 
 def check_count(uploads: Sequence[bytes], uris: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from openklein.cli.loading import choose_model, describe_choice
 from openklein.contract import MAX_REFERENCES, MAX_SEED, RESOLUTIONS
 from openklein.engine.images import decode_image, encode_png
-from openklein.engine.pipeline import load_pipeline
 from openklein.engine.types import ImageRequest, ImageResult, Progress
+from openklein.engine.weights import load_pipeline
 from openklein.errors import InvalidImage, InvalidRequest, WeightsMissing
 from openklein.settings import Settings
 

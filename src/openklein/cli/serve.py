@@ -15,8 +15,9 @@ import uvicorn
 from openklein.api.app import create_app
 from openklein.cli.loading import choose_model, describe_choice
 from openklein.cli.store import open_database
-from openklein.engine.pipeline import load_pipeline
+from openklein.engine.device import choose_device
 from openklein.engine.scheduler import Scheduler
+from openklein.engine.weights import load_pipeline
 from openklein.engine.worker import Worker
 from openklein.errors import InvalidSetting, OpenKleinError
 from openklein.settings import Settings
@@ -45,7 +46,10 @@ def serve(settings: Settings) -> int:
     url = base_url(settings.host, listener.getsockname()[1])
     logger.info("%s", describe_choice(settings, model_id))
     logger.info("listening on %s; images can be asked for once the model is warm", url)
-    worker = Worker(partial(load_pipeline, model_id, settings.models_dir), Scheduler(settings.queue_size))
+    choice = choose_device()
+    logger.info("device: %s, %s: %s", choice.device, choice.dtype, choice.reason)
+    load = partial(load_pipeline, model_id, settings.models_dir, choice)
+    worker = Worker(load, Scheduler(settings.queue_size))
     exit_code = asyncio.run(run(settings, database, worker, listener, url))
     database.close()
     # A worker that is deep in one step would crash an orderly end of the interpreter, so there is none.

@@ -107,17 +107,27 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
-def fit_reference(image: Image.Image, *, multiple: int, max_area: int, min_area: int = 0) -> Image.Image:
-    """Bring the area in px² within `min_area` to `max_area`, then crop the centre to multiples of `multiple` px."""
+def fit_reference(image: Image.Image, *, multiple: int, max_area: int, min_area: int, pad: bool) -> Image.Image:
+    """Bring the area in px² within `min_area` to `max_area`, then the sides to multiples of `multiple` px.
+
+    The last is done around the centre: by repeating the border pixels where `pad`, else by cropping.
+    """
     area = image.width * image.height
     wanted = min(max(area, min_area), max_area)
     if wanted != area:
         scale = sqrt(wanted / area)
         image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.LANCZOS)
+    if pad:
+        (left, right), (top, bottom) = (_halves(-side % multiple) for side in image.size)
+        return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
     width, height = image.width // multiple * multiple, image.height // multiple * multiple
     assert width and height, f"{image.size} holds no multiple of {multiple}; raise min_area"
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def _halves(length: int) -> tuple[int, int]:
+    return length // 2, length - length // 2
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

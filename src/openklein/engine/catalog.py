@@ -1,0 +1,113 @@
+"""List the models: one frozen row each, holding everything in which they differ."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from openklein.contract import DEFAULT_MODEL, MINI_MODEL
+from openklein.engine.autoencoder import AutoencoderConfig
+from openklein.engine.mini_autoencoder import MiniAutoencoderConfig
+from openklein.engine.text_encoder import TextEncoderConfig
+from openklein.engine.transformer import TransformerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A model: its sizes, its steps, and how it looks at pictures."""
+
+    id: str
+    description: str
+    licence: str
+    steps: int
+    token_px: int  # output pixels that one token covers, each way
+    reference_min_area: int  # smaller references are scaled up to this many pixels
+    reference_max_area: int  # larger ones down to this
+    reference_padded: bool  # to whole tokens by repeating the border; else by cropping to the centre
+    files: Mapping[str, str]  # part: pattern of its files in the model's folder
+    transformer: TransformerConfig
+    text_encoder: TextEncoderConfig
+    autoencoder: AutoencoderConfig | MiniAutoencoderConfig
+
+
+KLEIN_4B: Final = ModelCard(
+    id=DEFAULT_MODEL,
+    description="FLUX.2 [klein] 4B by Black Forest Labs",
+    licence="Apache-2.0",
+    steps=4,
+    token_px=16,
+    reference_min_area=0,
+    reference_max_area=1024 * 1024,
+    reference_padded=False,
+    files={
+        "tokenizer": "tokenizer/tokenizer.json",
+        "text_encoder": "text_encoder/*.safetensors",
+        "transformer": "transformer/*.safetensors",
+        "autoencoder": "vae/*.safetensors",
+    },
+    transformer=TransformerConfig(
+        in_channels=128,
+        num_layers=5,
+        num_single_layers=20,
+        num_heads=24,
+        head_dim=128,
+        joint_attention_dim=7680,
+        axes_dims=(32, 32, 32, 32),
+    ),
+    text_encoder=TextEncoderConfig(
+        vocab_size=151_936,
+        hidden_size=2560,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=9728,
+        feature_layers=(9, 18, 27),
+        prefix="<|im_start|>user\n",
+        suffix="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        pad_token="<|endoftext|>",
+        pad_multiple=512,
+    ),
+    autoencoder=AutoencoderConfig(),
+)
+
+KLEIN_MINI: Final = ModelCard(
+    id=MINI_MODEL,
+    description="a small model for illustrations and icons, trained by this project",
+    licence="Apache-2.0",
+    steps=4,
+    token_px=128,
+    # its own outputs pass unscaled, and padding undoes the crop that made them
+    reference_min_area=1_030_000,
+    reference_max_area=1_070_000,
+    reference_padded=True,
+    files={
+        "tokenizer": "tokenizer.json",
+        "text_encoder": "text_encoder.safetensors",
+        "transformer": "transformer.safetensors",
+        "autoencoder": "autoencoder.safetensors",
+    },
+    transformer=TransformerConfig(
+        in_channels=128,
+        num_layers=2,
+        num_single_layers=6,
+        num_heads=6,
+        head_dim=64,
+        joint_attention_dim=768,
+        axes_dims=(16, 16, 16, 16),
+    ),
+    text_encoder=TextEncoderConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=64,
+        intermediate_size=768,
+        feature_layers=(2, 4, 6),
+        prefix="<|im_start|>",
+        suffix="<|im_end|>",
+        pad_token="<|endoftext|>",
+        pad_multiple=16,
+    ),
+    autoencoder=MiniAutoencoderConfig(),
+)
+
+CATALOG: Final[dict[str, ModelCard]] = {card.id: card for card in (KLEIN_4B, KLEIN_MINI)}

@@ -1,0 +1,136 @@
+"""Make a picture: read the prompt, look at the references, denoise, decode."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from math import ceil
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openklein.engine.autoencoder import Autoencoder
+from openklein.engine.catalog import ModelCard
+from openklein.engine.device import DeviceChoice
+from openklein.engine.images import fit_reference, to_image, to_tensor
+from openklein.engine.mini_autoencoder import MiniAutoencoder
+from openklein.engine.sampler import denoise
+from openklein.engine.schedule import sigmas
+from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
+from openklein.engine.tokens import Grid, image_ids, pack, reference_ids, text_ids, unpack
+from openklein.engine.transformer import FlowTransformer
+from openklein.engine.types import ImageRequest, ImageResult, Progress
+
+
+def ignore_progress(_: Progress) -> None:
+    """Do nothing after a step."""
+
+
+class Pipeline:
+    """One loaded model; `generate` is for one thread at a time, `check` for any."""
+
+    def __init__(
+        self,
+        card: ModelCard,
+        choice: DeviceChoice,
+        *,
+        tokenizer: PromptTokenizer,
+        text_encoder: TextEncoder,
+        transformer: FlowTransformer,
+        autoencoder: Autoencoder | MiniAutoencoder,
+    ) -> None:
+        self.card = card
+        self.choice = choice
+        self._tokenizer = tokenizer
+        self._text_encoder = text_encoder
+        self._transformer = transformer
+        self._autoencoder = autoencoder
+
+    def check(self, prompt: str) -> None:
+        """Raise `PromptTooLong` for a prompt that the model does not read to its end."""
+        self._tokenizer.check(prompt)
+
+    @torch.inference_mode()
+    def generate(self, request: ImageRequest, on_step: Callable[[Progress], None] = ignore_progress) -> ImageResult:
+        """Make the picture asked for; the same request gives the same pixels on one machine and dtype.
+
+        `on_step` is called before the first step and after each; what it raises ends the work.
+        Raises PromptTooLong.
+        """
+        self.check(request.prompt)
+        timings: dict[str, float] = {}
+        with stage(timings, "text"):
+            text = self._encode_prompt(request.prompt)
+        references = text.new_zeros(1, 0, self.card.transformer.in_channels)
+        reference_grids: list[Grid] = []
+        if request.references:
+            with stage(timings, "references"):
+                references, reference_grids = self._encode_references(request.references)
+        with stage(timings, "denoise"):
+            latents = self._denoise(request, text, references, reference_grids, on_step)
+        with stage(timings, "decode"):
+            image = self._decode(latents, request.width, request.height)
+        return ImageResult(image, self.card.id, request.seed, timings)
+
+    def _encode_prompt(self, prompt: str) -> Tensor:
+        ids, mask = self._tokenizer.encode([prompt])
+        features: Tensor = self._text_encoder(ids.to(self.choice.device), mask.to(self.choice.device))
+        return features  # (1, T, joint)
+
+    def _encode_references(self, references: Sequence[Image.Image]) -> tuple[Tensor, list[Grid]]:
+        tokens, grids = [], []
+        for reference in references:
+            fitted = fit_reference(
+                reference,
+                multiple=self.card.token_px,
+                min_area=self.card.reference_min_area,
+                max_area=self.card.reference_max_area,
+                pad=self.card.reference_padded,
+            )
+            latents = self._autoencoder.encode(to_tensor(fitted)[None].to(self.choice.device, self.choice.dtype))
+            tokens.append(pack(latents))
+            grids.append((latents.shape[2], latents.shape[3]))
+        return torch.cat(tokens, dim=1), grids  # (1, M, C)
+
+    def _denoise(
+        self,
+        request: ImageRequest,
+        text: Tensor,
+        references: Tensor,
+        reference_grids: Sequence[Grid],
+        on_step: Callable[[Progress], None],
+    ) -> Tensor:
+        height, width = (ceil(side / self.card.token_px) for side in (request.height, request.width))
+        ids = torch.cat([text_ids(text.shape[1]), image_ids(height, width), reference_ids(reference_grids)])
+        rotary = self._transformer.rotary(ids.to(self.choice.device))
+
+        def predict(tokens: Tensor, sigma: float) -> Tensor:
+            # references join anew at every step and are never stepped themselves
+            image = torch.cat([tokens, references], dim=1)
+            times = torch.full((1,), sigma, dtype=text.dtype, device=text.device)
+            velocity: Tensor = self._transformer(image, text, times, rotary)
+            return velocity[:, : tokens.shape[1]]
+
+        noise = pack(self._noise(request.seed, height, width))
+        tokens = denoise(noise, sigmas(height * width, self.card.steps), predict, on_step)
+        return unpack(tokens, height, width)
+
+    def _noise(self, seed: int, height: int, width: int) -> Tensor:
+        """Draw noise (1, C, h, w) from seed and size alone, on the CPU, so that every device starts alike."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = (1, self.card.transformer.in_channels, height, width)
+        return torch.randn(shape, generator=generator).to(self.choice.device, self.choice.dtype)
+
+    def _decode(self, latents: Tensor, width: int, height: int) -> Image.Image:
+        """Decode whole tokens and keep the centre, where the size asked for is not a multiple of them."""
+        pixels: Tensor = self._autoencoder.decode(latents)[0]
+        top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+        return to_image(pixels[:, top : top + height, left : left + width])
+
+
+@contextmanager
+def stage(timings: dict[str, float], name: str) -> Iterator[None]:
+    """Note the seconds that the block takes."""
+    started = time.perf_counter()
+    yield
+    timings[name] = time.perf_counter() - started

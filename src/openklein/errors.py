@@ -1,0 +1,97 @@
+"""Define every error this project raises on purpose, by whose fault it is.
+
+    OpenKleinError
+    ├── CallerError              the caller can mend it; the message is shown to them
+    │   ├── InvalidRequest       a field of the request is wrong
+    │   │   ├── InvalidImage     a reference is not an image we accept
+    │   │   ├── PromptTooLong    more prompt tokens than the model reads
+    │   │   ├── UnknownModel     no such model here
+    │   │   └── ReferenceUnavailable  a reference URL is refused or cannot be fetched
+    │   ├── Unauthorized         no key, or not one of ours
+    │   └── BodyTooLarge         more bytes than the server reads
+    ├── ServiceError             the server cannot do it now
+    │   ├── QueueFull
+    │   ├── ShuttingDown
+    │   ├── DeadlineExceeded     the time allowed for the request is over
+    │   └── Cancelled            the caller left
+    └── OperatorError            the installation is wrong; the message is for its operator
+        ├── InvalidSetting
+        ├── WeightsMissing
+        └── WeightsInvalid
+
+Nothing here knows HTTP: `api/error_responses.py` maps classes to status codes.
+"""
+
+
+class OpenKleinError(Exception):
+    """Base of all; `code` is a stable name for machines."""
+
+    code = "error"
+
+
+class CallerError(OpenKleinError):
+    code = "caller_error"
+
+
+class InvalidRequest(CallerError):
+    code = "invalid_request"
+
+
+class InvalidImage(InvalidRequest):
+    code = "invalid_image"
+
+
+class PromptTooLong(InvalidRequest):
+    code = "prompt_too_long"
+
+
+class UnknownModel(InvalidRequest):
+    code = "unknown_model"
+
+
+class ReferenceUnavailable(InvalidRequest):
+    code = "reference_unavailable"
+
+
+class Unauthorized(CallerError):
+    code = "unauthorized"
+
+
+class BodyTooLarge(CallerError):
+    code = "body_too_large"
+
+
+class ServiceError(OpenKleinError):
+    code = "service_error"
+
+
+class QueueFull(ServiceError):
+    code = "queue_full"
+
+
+class ShuttingDown(ServiceError):
+    code = "shutting_down"
+
+
+class DeadlineExceeded(ServiceError):
+    code = "deadline_exceeded"
+
+
+class Cancelled(ServiceError):
+    code = "cancelled"
+
+
+class OperatorError(OpenKleinError):
+    code = "operator_error"
+
+
+class InvalidSetting(OperatorError):
+    code = "invalid_setting"
+
+
+class WeightsMissing(OperatorError):
+    code = "weights_missing"
+
+
+class WeightsInvalid(OperatorError):
+    code = "weights_invalid"

@@ -1,0 +1,148 @@
+"""Train klein-mini's autoencoder on windows of sprites over many backgrounds.
+
+For most of the time only the canvas (a quarter of the output each way) is reconstructed, which costs a
+fraction; then the decoder's tail learns full resolution. The tail is linear, so that the mean of each of
+its 4x4 output blocks is the canvas: the same weights serve both.
+`python -m training.autoencoder --work FOLDER --minutes 20` resumes FOLDER/autoencoder.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from openklein.engine.mini_autoencoder import (
+    CANVAS_SCALE,
+    STEM_SCALE,
+    TAIL_SCALE,
+    MiniAutoencoder,
+    MiniAutoencoderConfig,
+)
+from training.checkpoints import Average, Run
+from training.data import load_sprites
+
+CANVAS_PX = 256
+LATENT_NOISE = 0.05
+CANVAS_SHARE = 0.75  # of the time
+
+
+def crop(sprites: NDArray[np.uint8], crop_px: int, canvas_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Cut one window (crop_px, crop_px, 4) out of a sprite, at the size it has on a canvas of canvas_px."""
+    pixels = sprites[rng.integers(len(sprites)), rng.integers(sprites.shape[1])]
+    size_px = canvas_px * np.exp(rng.uniform(np.log(0.3), np.log(0.95)))
+    window = crop_px * len(pixels) / size_px
+    low, high = sorted((-0.2 * window, len(pixels) - 0.8 * window))
+    left, top = rng.uniform(low, high, 2)
+    # resize() wants its box inside the picture, so cut first
+    piece = Image.fromarray(pixels).crop((int(left), int(top), int(left + window), int(top + window)))
+    resized = np.asarray(piece.resize((crop_px, crop_px), Image.Resampling.BILINEAR))
+    return resized[:, ::-1] if rng.random() < 0.5 else resized
+
+
+def backdrops(count: int, size_px: int, rng: np.random.Generator) -> Tensor:
+    """Make (count, 3, size_px, size_px) backgrounds in 0..255: plain, gradient, or soft random."""
+    grids = torch.from_numpy(rng.uniform(0, 255, (count, 3, 16, 16)).astype(np.float32))
+    kinds = rng.random(count)
+    corners = [1 if kind < 0.7 else 2 if kind < 0.85 else int(rng.integers(3, 17)) for kind in kinds]
+    grids[torch.from_numpy(kinds < 0.3)] = 255
+    scaled = [
+        F.interpolate(grid[None, :, :n, :n], (size_px, size_px), mode="bilinear", align_corners=True)
+        for grid, n in zip(grids, corners, strict=True)
+    ]
+    return torch.cat(scaled)
+
+
+class Crops(IterableDataset[Tensor]):
+    """Endless batches (size, 3, crop_px, crop_px) in [-1, 1]; made in a process beside the trainer."""
+
+    def __init__(self, sprites: NDArray[np.uint8], size: int, scale: int, seed: int) -> None:
+        self.sprites, self.size, self.scale, self.seed = sprites, size, scale, seed
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rng = np.random.default_rng(self.seed)
+        while True:
+            crop_px, canvas_px = CANVAS_PX // 2 * self.scale, CANVAS_PX * self.scale
+            windows = np.stack([crop(self.sprites, crop_px, canvas_px, rng) for _ in range(self.size)])
+            pixels = torch.from_numpy(windows).permute(0, 3, 1, 2)
+            pictures = torch.lerp(backdrops(self.size, crop_px, rng), pixels[:, :3].float(), pixels[:, 3:] / 255)
+            grey = torch.from_numpy(rng.random(self.size) < 0.06)
+            pictures[grey] = pictures[grey].mean(1, keepdim=True).expand_as(pictures[grey])
+            yield pictures.div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
+
+
+def canvas_tail(features: Tensor, tail: nn.Conv2d) -> Tensor:
+    """Give the canvas that the tail's full-resolution output would average to."""
+    assert tail.bias is not None
+    blocks, block = TAIL_SCALE // CANVAS_SCALE, (2, 4)
+    shape = (3, blocks, CANVAS_SCALE, blocks, CANVAS_SCALE)
+    weight = tail.weight.unflatten(0, shape).mean(block).flatten(0, 2)  # type: ignore[no-untyped-call]
+    bias = tail.bias.unflatten(0, shape).mean(block).flatten()  # type: ignore[no-untyped-call]
+    return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), blocks)
+
+
+def error_measure(error: Tensor) -> Tensor:
+    """Weigh pixels and edges of the difference between two pictures."""
+    loss = error.abs().mean() + 4 * error.square().mean()
+    return loss + error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+
+
+def canvas_loss(model: MiniAutoencoder, canvas: Tensor) -> tuple[Tensor, Tensor]:
+    """Reconstruct the canvas alone; return loss and mean squared error."""
+    latents = model.encoder(F.pixel_unshuffle(canvas, STEM_SCALE)).float()
+    *trunk, tail = model.decoder
+    x = latents + LATENT_NOISE * torch.randn_like(latents)
+    for layer in trunk:
+        x = layer(x)
+    assert isinstance(tail, nn.Conv2d)
+    error = canvas_tail(x, tail).float() - canvas
+    return error_measure(error) + 1e-3 * latents.square().mean(), error.square().mean()
+
+
+def full_loss(model: MiniAutoencoder, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Reconstruct at full resolution; return loss and the canvas' mean squared error."""
+    latents = model.compress(image).float()
+    output = model.reconstruct(latents + LATENT_NOISE * torch.randn_like(latents)).float()
+    error = output - image
+    canvas_error = F.avg_pool2d(error, CANVAS_SCALE)
+    loss = error_measure(error) + error_measure(canvas_error) + 1e-3 * latents.square().mean()
+    return loss, canvas_error.square().mean()
+
+
+def train(work: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3) -> None:
+    torch.manual_seed(0)
+    model = MiniAutoencoder(MiniAutoencoderConfig()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.parameters(), peak_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    average = Average(model, 0.998)
+    run = Run(work / "autoencoder", minutes, {"model": model, "optimizer": optimizer, "average": average})
+    sprites = np.array(load_sprites(work)[:, :, ::2, ::2]), load_sprites(work)
+    for scale, sprite_set, measure in ((1, sprites[0], canvas_loss), (CANVAS_SCALE, sprites[1], full_loss)):
+        crops = Crops(sprite_set, batch, scale, seed=run.step)
+        stream = iter(DataLoader(crops, batch_size=None, num_workers=1, prefetch_factor=4))
+        compiled = torch.compile(measure)
+        for _ in run:
+            optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(decay_from=0.3)
+            with torch.autocast("cpu", torch.bfloat16):
+                loss, squared = compiled(model, next(stream))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            average.update(model)
+            run.record(squared.item())
+            if measure is canvas_loss and run.progress > CANVAS_SHARE:
+                break
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of training.data")
+    parser.add_argument("--minutes", type=float, default=20)
+    arguments = parser.parse_args()
+    train(arguments.work, arguments.minutes)

@@ -1,0 +1,191 @@
+"""Train klein-mini's flow transformer together with its text encoder, on precomputed latents.
+
+`python -m training.flow --work FOLDER --minutes 95` resumes FOLDER/flow.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from openklein.engine.catalog import KLEIN_MINI
+from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
+from openklein.engine.tokens import Grid, image_ids, reference_ids, text_ids
+from openklein.engine.transformer import FlowTransformer, Rotary
+from training.checkpoints import Average, Run
+from training.data import read_concepts
+from training.pool import Sample
+from training.scenes import Scene, Thing, caption, word_edit, word_layout
+
+KINDS = {"text": (0.5, 32), "edit": (0.36, 20), "layout": (0.14, 10)}  # kind: share of the steps, batch size
+CAPTION_DROPOUT = 0.1
+SIGMA_SHIFT = 2.5
+LONG_TEXT_SHARE = 0.15
+
+
+class MiniModel(nn.Module):
+    """The two parts that are trained together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = FlowTransformer(KLEIN_MINI.transformer)
+        self.text_encoder = TextEncoder(KLEIN_MINI.text_encoder)
+
+    def forward(self, image: Tensor, ids: Tensor, mask: Tensor, sigma: Tensor, rotary: Rotary) -> Tensor:
+        velocity: Tensor = self.transformer(image, self.text_encoder(ids, mask), sigma, rotary)
+        return velocity
+
+
+def initialise(model: MiniModel) -> None:
+    """Start every block as the identity: what modulates or leaves the model begins at zero."""
+    for name, parameter in model.transformer.named_parameters():
+        if "modulation" in name or name.startswith(("norm_out", "proj_out")):
+            nn.init.zeros_(parameter)
+    embedding = model.text_encoder.model["embed_tokens"]
+    assert isinstance(embedding, nn.Embedding)
+    nn.init.normal_(embedding.weight, std=0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some samples of one shape."""
+
+    target: Tensor  # (B, N, C), normalised latents
+    references: Tensor  # (B, M, C)
+    ids: Tensor
+    mask: Tensor
+    grid: Grid
+    reference_grids: tuple[Grid, ...]
+
+    def rotary(self, model: MiniModel) -> Rotary:
+        ids = [text_ids(self.ids.shape[1]), image_ids(*self.grid), reference_ids(self.reference_grids)]
+        return model.transformer.rotary(torch.cat(ids))
+
+
+class Pool:
+    """The precomputed pictures, and endless batches of them, each of one shape."""
+
+    def __init__(self, work: Path, seed: int = 0) -> None:
+        index: dict[str, Any] = json.loads((work / "pool" / "samples.json").read_text())
+        self.concepts = read_concepts()
+        self.scenes = [
+            Scene(tuple(Thing(**t) for t in s.pop("things")), grid=tuple(s.pop("grid")), **s) for s in index["scenes"]
+        ]
+        sizes = [scene.grid[0] * scene.grid[1] for scene in self.scenes]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.mean, self.var = torch.tensor(index["mean"]), torch.tensor(index["var"])
+        std = torch.sqrt(self.var + KLEIN_MINI.autoencoder.batch_norm_eps)
+        latents = torch.from_numpy(np.load(work / "pool" / "latents.npy"))
+        self.latents = torch.cat([((part - self.mean) / std).bfloat16() for part in torch.split(latents, 1 << 16)])
+        self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
+        self.rng = np.random.default_rng(seed)
+        self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
+        for row in index["samples"]:
+            sample = Sample(row["target"], tuple(row["references"]), row["change"])
+            kind = ("text", "edit", "layout")[min(2, len(sample.references))]
+            shape = tuple(self.scenes[i].grid for i in (sample.target, *sample.references))
+            self.shapes[kind].setdefault(shape, []).append(sample)
+
+    def tokens(self, picture: int) -> Tensor:
+        return self.latents[self.starts[picture] : self.starts[picture + 1]]
+
+    def word(self, sample: Sample) -> str:
+        if self.rng.random() < CAPTION_DROPOUT:
+            return ""
+        scene = self.scenes[sample.target]
+        if sample.change is None:
+            return caption(scene, self.concepts, self.rng)
+        if sample.change == "row" or sample.change == "grid":
+            return word_layout(sample.change, scene, self.rng)
+        return word_edit(sample.change, scene, self.rng)
+
+    def choose(self) -> tuple[tuple[Grid, ...], list[Sample]]:
+        """Draw a kind by its share, a shape by its frequency, and samples of that shape."""
+        kind = list(KINDS)[self.rng.choice(len(KINDS), p=[share for share, _ in KINDS.values()])]
+        shapes = self.shapes[kind]
+        counts = np.array([len(samples) for samples in shapes.values()])
+        shape = list(shapes)[self.rng.choice(len(shapes), p=counts / counts.sum())]
+        samples = shapes[shape]
+        return shape, [samples[i] for i in self.rng.integers(len(samples), size=KINDS[kind][1])]
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            (grid, *reference_grids), samples = self.choose()
+            ids, mask = self.tokenizer.encode([self.word(sample) for sample in samples])
+            if self.rng.random() < LONG_TEXT_SHARE:  # as a longer prompt would make it: more padding
+                length = ids.shape[1]
+                ids, mask = F.pad(ids, (0, length), value=int(ids[0, -1])), F.pad(mask, (0, length))
+            target = torch.stack([self.tokens(s.target) for s in samples]).float()
+            references = [torch.cat([target[0, :0], *map(self.tokens, s.references)]) for s in samples]
+            yield Batch(target, torch.stack(references).float(), ids, mask, grid, tuple(reference_grids))
+
+
+def draw_sigma(count: int) -> Tensor:
+    """Draw noise levels, more of the high ones: a logit-normal, shifted."""
+    uniform = torch.sigmoid(torch.randn(count))
+    return SIGMA_SHIFT * uniform / (1 + (SIGMA_SHIFT - 1) * uniform)
+
+
+def flow_loss(model: Callable[..., Tensor], batch: Batch, rotary: Rotary) -> Tensor:
+    """Compare the predicted velocity with noise minus picture."""
+    sigma = draw_sigma(len(batch.target))
+    if torch.rand(()) < 0.5:  # as a bfloat16 pipeline rounds it
+        sigma = (1000 * sigma.bfloat16()).float() / 1000
+    noise = torch.randn_like(batch.target)
+    noisy = torch.lerp(batch.target, noise, sigma[:, None, None])
+    with torch.autocast("cpu", torch.bfloat16):
+        image = torch.cat([noisy, batch.references], dim=1)
+        velocity = model(image, batch.ids, batch.mask, sigma, rotary)[:, : noisy.shape[1]]
+    return F.mse_loss(velocity.float(), noise - batch.target)
+
+
+def make_optimizers(model: MiniModel, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
+    """Give the matrices inside blocks to Muon and everything else to AdamW."""
+    hidden: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        inside = "_blocks." in name or ".layers." in name
+        (hidden if inside and parameter.ndim == 2 else others).append(parameter)
+    muon = torch.optim.Muon(hidden, muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(others, adam_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+
+
+def train(work: Path, minutes: float, muon_rate: float = 2e-3, adam_rate: float = 1e-3) -> None:
+    torch.manual_seed(0)
+    model = MiniModel()
+    initialise(model)
+    optimizers = make_optimizers(model, muon_rate, adam_rate)
+    average = Average(model, 0.999)
+    parts = {"model": model, "average": average, "muon": optimizers[0], "adam": optimizers[1]}
+    run = Run(work / "flow", minutes, parts)
+    torch.manual_seed(run.step)
+    compiled = torch.compile(model, dynamic=True)
+    batches = iter(Pool(work, seed=run.step))
+    for _ in run:
+        batch = next(batches)
+        for optimizer, rate in zip(optimizers, (muon_rate, adam_rate), strict=True):
+            optimizer.param_groups[0]["lr"] = rate * run.learning_rate_scale(decay_from=0.6)
+        loss = flow_loss(compiled, batch, batch.rotary(model))
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        average.update(model)
+        run.record(loss.item())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of training.pool")
+    parser.add_argument("--minutes", type=float, default=95)
+    arguments = parser.parse_args()
+    train(arguments.work, arguments.minutes)
