@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from openklein.engine.pipeline import Pipeline
+from tests import tiny
+
 torch.set_num_threads(1)
 
 
@@ -29,3 +32,9 @@ def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", connect_to_loopback)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline() -> Pipeline:
+    """Lend a klein-mini of one block with random weights, which makes a picture in milliseconds."""
+    return tiny.tiny_pipeline()

@@ -1,15 +1,26 @@
 """Make a klein-mini that is as small as its shape allows, for every test that needs a model."""
 
 from dataclasses import replace
+from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
-from openklein.engine.catalog import KLEIN_MINI
-from openklein.engine.mini_autoencoder import MiniAutoencoderConfig
+from openklein.engine.autoencoder import Autoencoder
+from openklein.engine.catalog import KLEIN_MINI, ModelCard
+from openklein.engine.device import DeviceChoice
+from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
+from openklein.engine.pipeline import Pipeline
+from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
+from openklein.engine.transformer import FlowTransformer
+from openklein.engine.weights import make_autoencoder
+from tests.parity.compare import randomize
 
+CHOICE = DeviceChoice(torch.device("cpu"), torch.float32, "tests compare exactly")
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 TINY_CARD = replace(
@@ -54,3 +65,34 @@ def tiny_tokenizer() -> Tokenizer:
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     return tokenizer
+
+
+def tiny_modules(card: ModelCard = TINY_CARD) -> tuple[TextEncoder, FlowTransformer, Autoencoder | MiniAutoencoder]:
+    """Make text encoder, transformer and autoencoder with random weights, the same at every call."""
+    modules = TextEncoder(card.text_encoder), FlowTransformer(card.transformer), make_autoencoder(card)
+    for seed, module in enumerate(modules):
+        randomize(module, seed)
+        module.requires_grad_(False).eval()
+    if isinstance(modules[2], MiniAutoencoder):
+        modules[2].decoder[-1].weight *= 0.2  # most pixels shall lie between black and white
+    return modules
+
+
+def tiny_pipeline(card: ModelCard = TINY_CARD) -> Pipeline:
+    """Make a pipeline in float32 with random weights."""
+    text_encoder, transformer, autoencoder = tiny_modules(card)
+    return Pipeline(
+        card,
+        CHOICE,
+        tokenizer=PromptTokenizer(tiny_tokenizer(), card.text_encoder),
+        text_encoder=text_encoder,
+        transformer=transformer,
+        autoencoder=autoencoder,
+    )
+
+
+def save_tiny_model(folder: Path) -> None:
+    """Write the files of the same model, as those of klein-mini are laid out."""
+    for name, module in zip(("text_encoder", "transformer", "autoencoder"), tiny_modules(), strict=True):
+        save_file(module.state_dict(), folder / f"{name}.safetensors")
+    tiny_tokenizer().save(str(folder / "tokenizer.json"))

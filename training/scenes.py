@@ -171,7 +171,8 @@ def word_edit(edit: Edit, result: Scene, rng: np.random.Generator) -> str:
     if edit == "background":
         return pick(
             rng, f"change the background to {colour}", f"make the background {colour}", f"{colour} background",
-    XX
+                f"put it on {with_article(colour)} background", f"turn the background {colour}",
+            f"set the background to {colour}",
         )  # fmt: skip
     if edit == "mirror":
         return pick(

@@ -10,7 +10,7 @@ from openklein.contract import MAX_REFERENCES
 from openklein.engine.weights import installed
 from openklein.errors import InvalidRequest
 
-needs_klein_mini = pytest.mark.skipif(not installed("klein-mini", None), reason="klein-mini's weights are not there")
+needs_klein_mini = pytest.mark.skipif(not installed("klein-mini", Path()), reason="klein-mini's weights are not there")
 
 
 @pytest.fixture

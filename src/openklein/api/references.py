@@ -6,13 +6,14 @@ import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from math import sqrt
 
 import httpx
 from PIL import Image
 
 from openklein.api.fetch import Fetcher, read_url
 from openklein.contract import MAX_REFERENCES
-from openklein.engine.images import decode_image, fit_reference
+from openklein.engine.images import decode_image
 from openklein.errors import InvalidImage, InvalidRequest
 from openklein.settings import Settings
 
@@ -65,8 +66,7 @@ class ReferenceReader:
 
     def _decode_now(self, body: bytes) -> Image.Image:
         check_bytes(len(body), self._settings.max_file_bytes)
-        image = decode_image(body, max_pixels=self._settings.max_image_pixels)
-        return fit_reference(image, multiple=1, min_area=0, max_area=KEPT_AREA_PX, pad=False)
+        return shrink(decode_image(body, max_pixels=self._settings.max_image_pixels))
 
 
 def check_count(uploads: Sequence[bytes], uris: Sequence[str]) -> None:
@@ -77,6 +77,14 @@ def check_count(uploads: Sequence[bytes], uris: Sequence[str]) -> None:
             f"The request has {count} reference images ({len(uploads)} in images, {len(uris)} in image_uris); "
             f"at most {MAX_REFERENCES} are allowed."
         )
+
+
+def shrink(image: Image.Image) -> Image.Image:
+    """Bring an image down to the area that is kept; leave smaller ones as they are."""
+    scale = sqrt(KEPT_AREA_PX / (image.width * image.height))
+    if scale >= 1:
+        return image
+    return image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.LANCZOS)
 
 
 def read_data_uri(uri: str, max_bytes: int) -> bytes:

@@ -47,7 +47,7 @@ def serve(settings: Settings) -> int:
     logger.info("%s", describe_choice(settings, model_id))
     logger.info("listening on %s; images can be asked for once the model is warm", url)
     choice = choose_device()
-    logger.info("device: %s, %s: %s", choice.device, choice.dtype, choice.reason)
+    logger.info("device: %s, %s: %s", choice.device, str(choice.dtype).removeprefix("torch."), choice.reason)
     load = partial(load_pipeline, model_id, settings.models_dir, choice)
     worker = Worker(load, Scheduler(settings.queue_size))
     exit_code = asyncio.run(run(settings, database, worker, listener, url))
