@@ -45,6 +45,7 @@ TINY_CARD = replace(
         head_dim=8,
         intermediate_size=32,
         feature_layers=(1, 2),
+        pad_multiple=32,
     ),
     autoencoder=MiniAutoencoderConfig(
         latent_channels=4,
@@ -74,7 +75,8 @@ def tiny_modules(card: ModelCard = TINY_CARD) -> tuple[TextEncoder, FlowTransfor
         randomize(module, seed)
         module.requires_grad_(False).eval()
     if isinstance(modules[2], MiniAutoencoder):
-        modules[2].decoder[-1].weight *= 0.2  # most pixels shall lie between black and white
+        for parameter in modules[2].decoder[-1].parameters():
+            parameter.mul_(0.2)  # so that most pixels lie between black and white
     return modules
 
 

@@ -46,6 +46,7 @@ def test_every_accepted_reference_holds_a_token(card: ModelCard) -> None:
             multiple=card.token_px,
             max_area=card.reference_max_area,
             min_area=card.reference_min_area,
+            pad=card.reference_padded,
         )
         assert fitted.width % card.token_px == fitted.height % card.token_px == 0
 

@@ -235,6 +235,13 @@ class TestEncodePng:
         assert len(encode_png(gradient(960, 800), {})) < 0.2 * 960 * 800 * 3
 
 
+AREA = 1024 * 1024
+
+
+def crop_to_16(image: Image.Image) -> Image.Image:
+    return fit_reference(image, multiple=16, max_area=AREA, min_area=0, pad=False)
+
+
 class TestFitReference:
     @pytest.mark.parametrize(
         ("size", "fitted"),
@@ -249,20 +256,35 @@ class TestFitReference:
         ],
     )
     def test_area_is_capped_then_sides_cropped(self, size: tuple[int, int], fitted: tuple[int, int]) -> None:
-        assert fit_reference(gradient(*size), multiple=16, max_area=1024 * 1024).size == fitted
+        assert crop_to_16(gradient(*size)).size == fitted
 
     @pytest.mark.parametrize(("size", "fitted"), [((100, 100), (1024, 1024)), ((64, 512), (256, 2816))])
     def test_small_references_are_scaled_up(self, size: tuple[int, int], fitted: tuple[int, int]) -> None:
-        area = 1024 * 1024
-        assert fit_reference(gradient(*size), multiple=128, max_area=area, min_area=area).size == fitted
+        assert fit_reference(gradient(*size), multiple=128, max_area=AREA, min_area=AREA, pad=False).size == fitted
 
     def test_the_centre_is_kept(self) -> None:
-        fitted = fit_reference(gradient(101, 83), multiple=16, max_area=1024 * 1024)
-        assert largest_difference(fitted, gradient(101, 83).crop((2, 1, 98, 81))) == 0
+        assert largest_difference(crop_to_16(gradient(101, 83)), gradient(101, 83).crop((2, 1, 98, 81))) == 0
+
+    @pytest.mark.parametrize(
+        ("size", "fitted"),
+        [((1344, 768), (1408, 768)), ((832, 1248), (896, 1280)), ((64, 64), (1024, 1024)), ((4000, 500), (2944, 384))],
+    )
+    def test_padding_keeps_everything(self, size: tuple[int, int], fitted: tuple[int, int]) -> None:
+        padded = fit_reference(gradient(*size), multiple=128, max_area=1_070_000, min_area=1_030_000, pad=True)
+        assert padded.size == fitted
+
+    def test_padding_repeats_the_border_on_both_sides(self) -> None:
+        image = gradient(95, 80)
+        padded = fit_reference(image, multiple=100, max_area=AREA, min_area=0, pad=True)
+        assert padded.size == (100, 100)
+        assert largest_difference(padded.crop((2, 10, 97, 90)), image) == 0
+        assert padded.getpixel((0, 0)) == image.getpixel((0, 0))
+        assert padded.getpixel((99, 99)) == image.getpixel((94, 79))
+        assert padded.getpixel((50, 3)) == image.getpixel((48, 0))
 
     def test_what_holds_no_token_is_our_fault(self) -> None:
         with pytest.raises(AssertionError, match="raise min_area"):
-            fit_reference(gradient(100, 200), multiple=128, max_area=1024 * 1024)
+            fit_reference(gradient(100, 200), multiple=128, max_area=AREA, min_area=0, pad=False)
 
 
 class TestTensors:

@@ -44,7 +44,7 @@ class Ticket:
             raise Cancelled("The request is settled; its picture is no longer wanted.")
         if time.monotonic() >= self.deadline:
             allowed_s = self.deadline - self.submitted_at
-            raise DeadlineExceeded(f"The picture was not finished within the {allowed_s:.3g} seconds allowed.")
+            raise DeadlineExceeded(f"The picture was not finished within the {allowed_s:.1f} seconds allowed.")
 
 
 class Scheduler:

@@ -5,14 +5,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from threading import Thread
-from typing import TYPE_CHECKING
 
+from openklein.engine.pipeline import Pipeline
 from openklein.engine.scheduler import Scheduler, Ticket
 from openklein.engine.types import ImageRequest
 from openklein.errors import ShuttingDown
-
-if TYPE_CHECKING:
-    from openklein.engine.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +21,7 @@ LAST_STEP_S = 1.0  # how long `close` waits for the step that runs to end
 class Worker:
     """Run requests one at a time; no error of a request, nor a failed load, ends the thread."""
 
-    def __init__(self, load: "Callable[[], Pipeline]", scheduler: Scheduler) -> None:
+    def __init__(self, load: Callable[[], Pipeline], scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.error: BaseException | None = None  # what the load or the warm-up raised
         self._load = load
@@ -39,7 +36,7 @@ class Worker:
         return self._pipeline is not None and not self._closing
 
     @property
-    def pipeline(self) -> "Pipeline":
+    def pipeline(self) -> Pipeline:
         """Return the loaded pipeline; ask `ready` first."""
         assert self._pipeline is not None, "the worker is not ready"
         return self._pipeline
