@@ -57,10 +57,10 @@ def test_loopback_hosts_are_served(host: str, site: Site) -> None:
         "10.0.0.1",
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/health/live", "/v1/generate", "/v1/models", "/openapi.json", "/nowhere"])
-def test_names_that_a_page_may_have_pointed_here_are_not(host: str, path: str, site: Site) -> None:
-    response = site.client.get(path, headers={"host": host})
-    assert "Host header does not name this server" in sentence(response, 422)
+def test_names_that_a_page_may_have_pointed_here_are_not(host: str, site: Site) -> None:
+    for path in ("/", "/health/live", "/v1/generate", "/nowhere"):
+        response = site.client.get(path, headers={"host": host})
+        assert "Host header does not name this server" in sentence(response, 422)
 
 
 def test_a_second_host_header_is_no_way_round(site: Site) -> None:
