@@ -38,8 +38,11 @@ class Server:
 
     @property
     def key(self) -> str:
-        found = re.search(r"klein_[\w-]{43}", self.stdout)
-        assert found, f"no key on stdout:\n{self.stdout}"
+        """Read the key that the first start prints, which is a moment after the model is ready."""
+        give_up_at = time.monotonic() + 5
+        while not (found := re.search(r"klein_[\w-]{43}", self.stdout)):
+            assert time.monotonic() < give_up_at, f"no key on stdout:\n{self.stdout}"
+            time.sleep(0.05)
         return found[0]
 
     def client(self, key: str | None = None) -> httpx.Client:

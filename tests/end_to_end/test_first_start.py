@@ -15,6 +15,7 @@ from tests.end_to_end.servers import Server, StartServer, clean_environment
 def test_the_printed_curl_line_makes_an_image(server: Server, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
+    assert server.key
     (line,) = [line.strip() for line in server.stdout.splitlines() if line.strip().startswith("curl ")]
     subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True, capture_output=True, env=clean_environment())
     with Image.open(tmp_path / "apple.png") as image:

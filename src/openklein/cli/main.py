@@ -136,36 +136,42 @@ def read_settings(arguments: argparse.Namespace) -> Settings:
 
 
 def run_serve(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
     from openklein.cli.serve import serve
 
-    return serve(read_settings(arguments))
+    return serve(settings)
 
 
 def run_generate(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
     from openklein.cli.images import generate
 
-    return generate(read_settings(arguments), arguments)
+    return generate(settings, arguments)
 
 
 def run_edit(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
     from openklein.cli.images import edit
 
-    return edit(read_settings(arguments), arguments)
+    return edit(settings, arguments)
 
 
 def run_keys_create(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
     from openklein.cli.keys import create
 
-    return create(read_settings(arguments), arguments.name)
+    return create(settings, arguments.name)
 
 
 def run_keys_list(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
     from openklein.cli.keys import show
 
-    return show(read_settings(arguments))
+    return show(settings)
 
 
 def run_keys_revoke(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
     from openklein.cli.keys import revoke
 
-    return revoke(read_settings(arguments), arguments.id)
+    return revoke(settings, arguments.id)

@@ -45,7 +45,6 @@ def serve(settings: Settings) -> int:
     model_id = choose_model(settings)
     url = base_url(settings.host, listener.getsockname()[1])
     logger.info("%s", describe_choice(settings, model_id))
-    logger.info("listening on %s; images can be asked for once the model is warm", url)
     choice = choose_device()
     logger.info("device: %s, %s: %s", choice.device, str(choice.dtype).removeprefix("torch."), choice.reason)
     load = partial(load_pipeline, model_id, settings.models_dir, choice)
@@ -111,6 +110,7 @@ async def run(settings: Settings, database: Database, worker: Worker, listener: 
     # uvicorn hands a signal on once it is done, to end the process by it; this keeps the exit code ours.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+    logger.info("listening on %s; images can be asked for once the model is warm", url)
     worker.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     is_announced = False
