@@ -16,6 +16,8 @@ from openklein.engine import pipeline as pipeline_module
 from openklein.engine.autoencoder import AutoencoderConfig
 from openklein.engine.catalog import KLEIN_4B
 from openklein.engine.pipeline import Pipeline
+from openklein.engine.schedule import sigmas
+from openklein.engine.text_encoder import PromptTokenizer
 from openklein.engine.tokens import image_ids
 from openklein.engine.types import ImageRequest
 from tests.parity.compare import assert_far, assert_same
@@ -169,24 +171,23 @@ def swapped(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def counted_in_mu(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    sigmas = pipeline_module.sigmas
     monkeypatch.setattr(pipeline_module, "sigmas", lambda count, steps: sigmas(count + 16 + 30, steps))
 
 
 def at_one_time(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        pipeline_module, "reference_ids", lambda grids: torch.cat([image_ids(*grid, time=10) for grid in grids])
+        pipeline_module, "reference_ids", lambda grids: torch.cat([image_ids(h, w, time=10) for h, w in grids])
     )
 
 
 def without_padding(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CARD.text_encoder, pad_multiple=1)
-    monkeypatch.setattr(pipeline, "_tokenizer", pipeline_module.PromptTokenizer(tiny_tokenizer(), config))
+    monkeypatch.setattr(pipeline, "_tokenizer", PromptTokenizer(tiny_tokenizer(), config))
 
 
 def without_template(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(CARD.text_encoder, prefix="<|im_start|>user\n", suffix="<|im_end|>\n<|im_start|>assistant\n")
-    monkeypatch.setattr(pipeline, "_tokenizer", pipeline_module.PromptTokenizer(tiny_tokenizer(), config))
+    monkeypatch.setattr(pipeline, "_tokenizer", PromptTokenizer(tiny_tokenizer(), config))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from openklein.contract import MAX_SEED, RESOLUTIONS
+from openklein.engine.pipeline import Pipeline
+from openklein.engine.types import ImageRequest, Progress
+from openklein.errors import PromptTooLong
+
+
+def request(prompt: str = "a red apple", seed: int = 1, references: tuple[Image.Image, ...] = ()) -> ImageRequest:
+    return ImageRequest(prompt, 256, 128, seed, references)
+
+
+def pixels(pipeline: Pipeline, wanted: ImageRequest) -> bytes:
+    return pipeline.generate(wanted).image.tobytes()
+
+
+RED, BLUE = Image.new("RGB", (100, 80), "red"), Image.new("RGB", (64, 200), "blue")
+
+
+class TestPictures:
+    @pytest.mark.parametrize("size", RESOLUTIONS.values(), ids=RESOLUTIONS)
+    def test_every_documented_size(self, tiny_pipeline: Pipeline, size: tuple[int, int]) -> None:
+        result = tiny_pipeline.generate(ImageRequest("a red apple", *size, seed=1))
+        assert (result.image.mode, result.image.size) == ("RGB", size)
+        assert np.asarray(result.image).std() > 0.2 * 127.5
+
+    def test_facts_are_told(self, tiny_pipeline: Pipeline) -> None:
+        result = tiny_pipeline.generate(request(seed=MAX_SEED, references=(RED,)))
+        assert (result.model, result.seed) == ("klein-mini", MAX_SEED)
+        assert list(result.timings) == ["text", "references", "denoise", "decode"]
+        assert all(seconds > 0 for seconds in result.timings.values())
+        assert "references" not in tiny_pipeline.generate(request()).timings
+
+    def test_the_centre_of_whole_tokens_is_kept(self, tiny_pipeline: Pipeline) -> None:
+        whole = tiny_pipeline.generate(ImageRequest("a red apple", 256, 128, seed=1)).image
+        part = tiny_pipeline.generate(ImageRequest("a red apple", 200, 100, seed=1)).image
+        assert part.tobytes() == whole.crop((28, 14, 228, 114)).tobytes()
+
+    def test_too_long_a_prompt(self, tiny_pipeline: Pipeline) -> None:
+        tiny_pipeline.check("x" * 500)
+        with pytest.raises(PromptTooLong):
+            tiny_pipeline.check("x" * 501)
+        with pytest.raises(PromptTooLong):
+            tiny_pipeline.generate(request("x" * 501))
+
+
+class TestSeeds:
+    def test_the_same_request_gives_the_same_picture(self, tiny_pipeline: Pipeline) -> None:
+        for references in ((), (RED, BLUE)):
+            first = pixels(tiny_pipeline, request(references=references))
+            tiny_pipeline.generate(request("something else", seed=9))
+            torch.manual_seed(123)  # whatever happens to torch's own generator
+            assert pixels(tiny_pipeline, request(references=references)) == first
+
+    def test_everything_in_a_request_matters(self, tiny_pipeline: Pipeline) -> None:
+        requests = [
+            request(),
+            request(seed=2),
+            request(seed=MAX_SEED),
+            request("a cat"),
+            request(references=(RED,)),
+            request(references=(BLUE,)),
+            request(references=(RED, BLUE)),
+            request(references=(BLUE, RED)),
+        ]
+        assert len({pixels(tiny_pipeline, wanted) for wanted in requests}) == len(requests)
+
+    def test_noise_depends_on_seed_and_size_alone(
+        self, tiny_pipeline: Pipeline, seen_by_the_transformer: list[Tensor]
+    ) -> None:
+        for wanted in (request(), request("a cat"), request(references=(RED,)), request(seed=2)):
+            tiny_pipeline.generate(wanted)
+        first, other_prompt, with_reference, other_seed = (tokens[:, :2] for tokens in seen_by_the_transformer[::4])
+        assert torch.equal(first, other_prompt) and torch.equal(first, with_reference)
+        assert not torch.equal(first, other_seed)
+
+
+@pytest.fixture
+def seen_by_the_transformer(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Collect the image tokens of every step."""
+    seen: list[Tensor] = []
+    predict = tiny_pipeline._transformer.forward
+
+    def note(image: Tensor, *others: Any) -> Tensor:
+        seen.append(image)
+        return predict(image, *others)
+
+    monkeypatch.setattr(tiny_pipeline._transformer, "forward", note)
+    return seen
+
+
+class TestReferences:
+    def test_they_join_every_step_and_are_never_stepped(
+        self, tiny_pipeline: Pipeline, seen_by_the_transformer: list[Tensor]
+    ) -> None:
+        tiny_pipeline.generate(request(references=(RED, BLUE)))
+        assert len(seen_by_the_transformer) == 4
+        target = 2 * 1  # tokens of 128 px in 256 x 128
+        first = seen_by_the_transformer[0]
+        assert first.shape[1] > target
+        for tokens in seen_by_the_transformer[1:]:
+            assert torch.equal(tokens[:, target:], first[:, target:])
+            assert not torch.equal(tokens[:, :target], first[:, :target])
+
+
+class TestProgress:
+    def test_every_step_is_told(self, tiny_pipeline: Pipeline) -> None:
+        told: list[Progress] = []
+        tiny_pipeline.generate(request(), told.append)
+        assert told == [Progress(step, 4) for step in range(5)]
+
+    @pytest.mark.parametrize("last", [0, 2, 4])
+    def test_what_the_callback_raises_stops_the_work(
+        self, tiny_pipeline: Pipeline, seen_by_the_transformer: list[Tensor], last: int
+    ) -> None:
+        def stop(progress: Progress) -> None:
+            if progress.step == last:
+                raise KeyError("enough")
+
+        with pytest.raises(KeyError, match="enough"):
+            tiny_pipeline.generate(request(), stop)
+        assert len(seen_by_the_transformer) == last

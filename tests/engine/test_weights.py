@@ -1,0 +1,114 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from openklein.contract import DEFAULT_MODEL, MINI_MODEL
+from openklein.engine.catalog import CATALOG
+from openklein.engine.types import ImageRequest
+from openklein.engine.weights import installed, load_card, load_pipeline, model_folder
+from openklein.errors import WeightsInvalid, WeightsMissing
+from tests.tiny import CHOICE, TINY_CARD, save_tiny_model, tiny_pipeline
+
+REQUEST = ImageRequest("a red apple", 128, 128, seed=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_tiny_model(tmp_path)
+    return tmp_path
+
+
+def change(path: Path, **changes: Tensor | None) -> None:
+    """Rewrite a file of tensors; None leaves one out."""
+    tensors: dict[str, Tensor | None] = {**load_file(path), **changes}
+    save_file({key: tensor for key, tensor in tensors.items() if tensor is not None}, path)
+
+
+def test_what_was_saved_is_loaded(folder: Path) -> None:
+    loaded = load_card(TINY_CARD, folder, CHOICE)
+    assert loaded.generate(REQUEST).image.tobytes() == tiny_pipeline().generate(REQUEST).image.tobytes()
+
+
+def test_the_chosen_dtype_is_used(folder: Path) -> None:
+    rough = load_card(TINY_CARD, folder, replace(CHOICE, dtype=torch.bfloat16))
+    for module in (rough._text_encoder, rough._transformer, rough._autoencoder):
+        assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
+    assert rough.generate(REQUEST).image.size == (128, 128)
+
+
+@pytest.mark.parametrize("name", ["transformer.safetensors", "tokenizer.json"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(WeightsMissing, match=name):
+        load_card(TINY_CARD, folder, CHOICE)
+
+
+def test_a_file_cut_short_is_named(folder: Path) -> None:
+    path = folder / "transformer.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(WeightsInvalid, match=r"transformer\.safetensors is not a complete"):
+        load_card(TINY_CARD, folder, CHOICE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"proj_out.weight": None}, r"lacks key proj_out\.weight"),
+        ({"proj_in.weight": torch.zeros(1)}, r"unexpected key proj_in\.weight"),
+        ({"proj_out.weight": torch.zeros(16, 31)}, r"proj_out\.weight .* has shape \(16, 31\); \(16, 32\) is expected"),
+    ],
+    ids=["missing", "unexpected", "shape"],
+)
+def test_tensors_that_do_not_fit_are_named(folder: Path, changes: dict[str, Tensor | None], message: str) -> None:
+    change(folder / "transformer.safetensors", **changes)
+    with pytest.raises(WeightsInvalid, match=message):
+        load_card(TINY_CARD, folder, CHOICE)
+
+
+def test_what_follows_the_last_layer_used_is_left_out(folder: Path) -> None:
+    unused: dict[str, Tensor | None] = {
+        "model.norm.weight": torch.ones(16),
+        "lm_head.weight": torch.ones(4, 16),
+        "model.layers.2.mlp.up_proj.weight": torch.ones(3, 16),
+        "model.layers.10.mlp.up_proj.weight": torch.ones(3, 16),
+    }
+    change(folder / "text_encoder.safetensors", **unused)
+    loaded = load_card(TINY_CARD, folder, CHOICE)
+    assert loaded.generate(REQUEST).image.tobytes() == tiny_pipeline().generate(REQUEST).image.tobytes()
+
+
+def test_weights_may_be_spread_over_files(folder: Path) -> None:
+    tensors = load_file(folder / "transformer.safetensors")
+    (folder / "transformer").mkdir()
+    for i, (key, tensor) in enumerate(tensors.items()):
+        save_file({key: tensor}, folder / "transformer" / f"{i}.safetensors")
+    card = replace(TINY_CARD, files={**TINY_CARD.files, "transformer": "transformer/*.safetensors"})
+    loaded = load_card(card, folder, CHOICE)
+    assert loaded.generate(REQUEST).image.tobytes() == tiny_pipeline().generate(REQUEST).image.tobytes()
+
+
+class TestInstalled:
+    def test_an_empty_folder_holds_no_model(self, tmp_path: Path) -> None:
+        assert not installed(DEFAULT_MODEL, tmp_path)
+        with pytest.raises(WeightsMissing, match="install the model there"):
+            load_pipeline(DEFAULT_MODEL, tmp_path, CHOICE)
+
+    def test_every_part_is_needed(self, tmp_path: Path) -> None:
+        files = [
+            tmp_path / DEFAULT_MODEL / pattern.replace("*", "part") for pattern in CATALOG[DEFAULT_MODEL].files.values()
+        ]
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        assert installed(DEFAULT_MODEL, tmp_path)
+        files[-1].unlink()
+        assert not installed(DEFAULT_MODEL, tmp_path)
+
+    def test_klein_mini_lies_in_the_package(self, tmp_path: Path) -> None:
+        folder = model_folder(MINI_MODEL, tmp_path)
+        assert folder.parts[-3:] == ("openklein", "weights", "klein_mini")
+        assert model_folder(DEFAULT_MODEL, tmp_path) == tmp_path / DEFAULT_MODEL
