@@ -1,13 +1,14 @@
-"""Train klein-mini's autoencoder on windows of sprites over many backgrounds.
+"""Train klein-mini's autoencoder on windows of sprites over many backgrounds, in two runs.
 
-For most of the time only the canvas (a quarter of the output each way) is reconstructed, which costs a
-fraction; then the decoder's tail learns full resolution. The tail is linear, so that the mean of each of
-its 4x4 output blocks is the canvas: the same weights serve both.
-`python -m training.autoencoder --work FOLDER --minutes 20` resumes FOLDER/autoencoder.
+The first, `canvas`, reconstructs the canvas alone (a quarter of the output each way), which costs a fraction.
+The decoder's tail is linear, so that the mean of each 4x4 block of its output is the canvas: the same weights
+serve both. The second, `full`, keeps the encoder, whose latents the flow learns meanwhile, and teaches the
+decoder full resolution.
+`python -m training.autoencoder canvas --work FOLDER --minutes 15` resumes FOLDER/autoencoder, `full` FOLDER/decoder.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,6 @@ from training.data import load_sprites
 
 CANVAS_PX = 256
 LATENT_NOISE = 0.05
-CANVAS_SHARE = 0.75  # of the time
 
 
 def crop(sprites: NDArray[np.uint8], crop_px: int, canvas_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -77,14 +77,24 @@ class Crops(IterableDataset[Tensor]):
             yield pictures.div_(127.5).sub_(1).contiguous(memory_format=torch.channels_last)
 
 
-def canvas_tail(features: Tensor, tail: nn.Conv2d) -> Tensor:
-    """Give the canvas that the tail's full-resolution output would average to."""
+def canvas_weights(tail: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Average the tail's weight and bias over the 4x4 output pixels of each canvas pixel."""
     assert tail.bias is not None
     blocks, block = TAIL_SCALE // CANVAS_SCALE, (2, 4)
     shape = (3, blocks, CANVAS_SCALE, blocks, CANVAS_SCALE)
-    weight = tail.weight.unflatten(0, shape).mean(block).flatten(0, 2)  # type: ignore[no-untyped-call]
-    bias = tail.bias.unflatten(0, shape).mean(block).flatten()  # type: ignore[no-untyped-call]
-    return F.pixel_shuffle(F.conv2d(features, weight, bias, padding=1), blocks)
+    weight = torch.unflatten(tail.weight, 0, shape).mean(block).flatten(0, 2)
+    return weight, torch.unflatten(tail.bias, 0, shape).mean(block).flatten()
+
+
+@torch.no_grad()
+def spread_canvas(tail: nn.Conv2d) -> None:
+    """Let every output pixel start as its canvas pixel."""
+    assert tail.bias is not None
+    blocks = TAIL_SCALE // CANVAS_SCALE
+    for values, canvas in zip((tail.weight, tail.bias), canvas_weights(tail), strict=True):
+        pixels = torch.unflatten(canvas, 0, (3, blocks, 1, blocks, 1))
+        spread = pixels.expand(3, blocks, CANVAS_SCALE, blocks, CANVAS_SCALE, *canvas.shape[1:])
+        values.copy_(spread.flatten(0, 4))
 
 
 def error_measure(error: Tensor) -> Tensor:
@@ -101,48 +111,59 @@ def canvas_loss(model: MiniAutoencoder, canvas: Tensor) -> tuple[Tensor, Tensor]
     for layer in trunk:
         x = layer(x)
     assert isinstance(tail, nn.Conv2d)
-    error = canvas_tail(x, tail).float() - canvas
+    output = F.pixel_shuffle(F.conv2d(x, *canvas_weights(tail), padding=1), TAIL_SCALE // CANVAS_SCALE)
+    error = output.float() - canvas
     return error_measure(error) + 1e-3 * latents.square().mean(), error.square().mean()
 
 
 def full_loss(model: MiniAutoencoder, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Reconstruct at full resolution; return loss and the canvas' mean squared error."""
-    latents = model.compress(image).float()
-    output = model.reconstruct(latents + LATENT_NOISE * torch.randn_like(latents)).float()
-    error = output - image
-    canvas_error = F.avg_pool2d(error, CANVAS_SCALE)
-    loss = error_measure(error) + error_measure(canvas_error) + 1e-3 * latents.square().mean()
-    return loss, canvas_error.square().mean()
+    """Reconstruct at full resolution from latents that are kept; return loss and mean squared error."""
+    with torch.no_grad():
+        latents = model.compress(image).float()
+    error = model.reconstruct(latents + LATENT_NOISE * torch.randn_like(latents)).float() - image
+    return error_measure(error) + error_measure(F.avg_pool2d(error, CANVAS_SCALE)), error.square().mean()
 
 
-def train(work: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3) -> None:
+def load_average(run: Path) -> dict[str, Tensor]:
+    """Read the averaged weights of a run."""
+    weights: dict[str, Tensor] = torch.load(run / "last.pt", weights_only=True)["parts"]["average"]["module"]
+    return weights
+
+
+def train(stage: str, work: Path, minutes: float, batch: int = 16, peak_rate: float = 1e-3) -> None:
     torch.manual_seed(0)
     model = MiniAutoencoder(MiniAutoencoderConfig()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(model.parameters(), peak_rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    measure: Callable[[MiniAutoencoder, Tensor], tuple[Tensor, Tensor]] = canvas_loss
+    folder, scale, trained, sprites = work / "autoencoder", 1, list(model.parameters()), load_sprites(work)
+    if stage == "full":
+        model.load_state_dict(load_average(folder))
+        spread_canvas(model.decoder[-1])
+        measure = full_loss
+        folder, scale, trained = work / "decoder", CANVAS_SCALE, list(model.decoder.parameters())
+    else:
+        sprites = np.array(sprites[:, :, ::2, ::2])
+    optimizer = torch.optim.AdamW(trained, peak_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(model, 0.998)
-    run = Run(work / "autoencoder", minutes, {"model": model, "optimizer": optimizer, "average": average})
-    sprites = np.array(load_sprites(work)[:, :, ::2, ::2]), load_sprites(work)
-    for scale, sprite_set, measure in ((1, sprites[0], canvas_loss), (CANVAS_SCALE, sprites[1], full_loss)):
-        crops = Crops(sprite_set, batch, scale, seed=run.step)
-        stream = iter(DataLoader(crops, batch_size=None, num_workers=1, prefetch_factor=4))
-        compiled = torch.compile(measure)
-        for _ in run:
-            optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(decay_from=0.3)
-            with torch.autocast("cpu", torch.bfloat16):
-                loss, squared = compiled(model, next(stream))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            average.update(model)
-            run.record(squared.item())
-            if measure is canvas_loss and run.progress > CANVAS_SHARE:
-                break
+    run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average})
+    crops = Crops(sprites, batch, scale, seed=run.step)
+    stream = iter(DataLoader(crops, batch_size=None, num_workers=1, prefetch_factor=4))
+    compiled = torch.compile(measure)
+    for _ in run:
+        optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(decay_from=0.3)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss, squared = compiled(model, next(stream))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        average.update(model)
+        run.record(squared.item())
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("canvas", "full"))
     parser.add_argument("--work", type=Path, required=True, help="folder of training.data")
-    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--minutes", type=float, default=15)
     arguments = parser.parse_args()
-    train(arguments.work, arguments.minutes)
+    train(arguments.stage, arguments.work, arguments.minutes)

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.mini_autoencoder import STEM_SCALE, MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.tokens import Grid, pack, patchify
+from training.autoencoder import load_average
 from training.data import STYLES, Concept, is_held_out, load_sprites, read_concepts
 from training.scenes import COLOURS, SQUARE, VISIBLE, Edit, Layout, Scene, Thing, arrange, paint
 
@@ -153,8 +154,7 @@ def load_autoencoder(work: Path) -> MiniAutoencoder:
     """Take the averaged weights of the autoencoder's run."""
     assert isinstance(KLEIN_MINI.autoencoder, MiniAutoencoderConfig)
     model = MiniAutoencoder(KLEIN_MINI.autoencoder)
-    saved = torch.load(work / "autoencoder" / "last.pt", weights_only=True)
-    model.load_state_dict(saved["parts"]["average"]["module"])
+    model.load_state_dict(load_average(work / "autoencoder"))
     return model.eval()
 
 
