@@ -83,6 +83,8 @@ NAMES = {
     "localhost.": ["127.0.0.1"],
     "images.test": ["127.0.0.1"],
     "other.test": ["127.0.0.1"],
+    "sub.images.test": ["127.0.0.1"],
+    "images.test.other.test": ["127.0.0.1"],
     "inside.test": ["127.0.0.1"],
     "inside6.test": ["::1"],
     "mapped.test": ["::ffff:127.0.0.1"],

@@ -54,7 +54,7 @@ def is_public(address: Address) -> bool:
 
 
 def _is_refused(address: Address) -> bool:
-    return not address.is_global or any(address in network for network in REFUSED)
+    return any(address in network for network in REFUSED)
 
 
 def _embedded_ipv4(address: IPv6Address) -> IPv4Address | None:

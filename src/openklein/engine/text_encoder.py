@@ -48,9 +48,13 @@ class PromptTokenizer:
         pad = tokenizer.token_to_id(config.pad_token)
         assert pad is not None, f"the tokenizer lacks {config.pad_token}"
         self._pad = pad
+        self._longest_token = max(map(len, tokenizer.get_vocab()))
 
     def check(self, prompt: str) -> None:
         """Raise `PromptTooLong` for prompts of more than 500 tokens, not counting the template."""
+        least = len(prompt) // self._longest_token  # known without counting, which takes minutes for some megabytes
+        if least > MAX_PROMPT_TOKENS:
+            raise PromptTooLong(f"prompt has {least} tokens or more; at most {MAX_PROMPT_TOKENS} are allowed")
         count = len(self._tokenizer.encode(prompt).ids)
         if count > MAX_PROMPT_TOKENS:
             raise PromptTooLong(f"prompt has {count} tokens; at most {MAX_PROMPT_TOKENS} are allowed")

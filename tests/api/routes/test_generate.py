@@ -254,6 +254,12 @@ def test_fields_that_are_wrong(fields: dict[str, Any], part: str, site: Site) ->
     assert site.pipeline.requests == []
 
 
+def test_a_prompt_of_megabytes_is_refused_within_seconds(site: Site) -> None:
+    started = time.monotonic()
+    assert "tokens or more; at most 500" in site.refusal(422, prompt="word " * 4_000_000)
+    assert time.monotonic() - started < 5
+
+
 def bomb() -> bytes:
     """Make a PNG of a few hundred bytes that claims 50,000 x 50,000 pixels."""
     small = encode(Image.new("1", (64, 64)))
