@@ -1,0 +1,99 @@
+"""Distil guidance and step count into klein-mini's four unguided steps.
+
+From noise, student and teacher go down the product's four noise levels. In each the teacher takes several
+guided steps, and the student learns to go there in one. Half of the time the way goes on from where the
+student went, so that it learns to mend its own errors.
+`python -m training.distill --work FOLDER --minutes 12` resumes FOLDER/distill.
+"""
+
+import argparse
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from openklein.engine.catalog import KLEIN_MINI
+from openklein.engine.schedule import sigmas
+from training.autoencoder import load_average
+from training.checkpoints import Average, Run
+from training.flow import Batch, MiniModel, Pool, compile_blocks
+from training.guidance import GuidedTeacher
+
+SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
+GUIDANCE = {False: 2.5, True: 1.6}  # by whether there are references
+BATCH = 16
+
+
+def load_teacher(work: Path) -> MiniModel:
+    """Take the averaged weights of the flow's run, in bfloat16."""
+    model = MiniModel()
+    model.load_state_dict(load_average(work / "flow"))
+    return model.bfloat16().eval().requires_grad_(False)
+
+
+def captioned(batch: Batch) -> Batch:
+    """Keep samples with a caption; the others have two tokens alone."""
+    keep = (batch.mask.sum(1) > 2).nonzero().flatten()[:BATCH]
+    return Batch(
+        batch.target[keep], batch.references[keep], batch.ids[keep], batch.mask[keep], batch.grid, batch.reference_grids
+    )
+
+
+def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
+    torch.manual_seed(0)
+    teacher_model = load_teacher(work)
+    student = deepcopy(teacher_model).float().requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(student.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    average = Average(student, 0.995)
+    run = Run(work / "distill", minutes, {"model": student, "optimizer": optimizer, "average": average})
+    torch.manual_seed(run.step + 1)
+    compile_blocks(student)
+    pool = Pool(work, seed=run.step + 1)
+    batches, rng = iter(pool), np.random.default_rng(run.step)
+    for _ in run:
+        optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.4)
+        batch = captioned(next(batches))
+        ids, mask = pool.tokenizer.encode([""] * len(batch.ids))
+        padding = (0, batch.ids.shape[1] - ids.shape[1])
+        blanks = F.pad(ids, padding, value=int(ids[0, -1])), F.pad(mask, padding)
+        guidance = GUIDANCE[bool(batch.reference_grids)]
+        teacher = GuidedTeacher(teacher_model, (batch.ids, batch.mask), blanks, guidance)
+        run.record(descend(student, teacher, batch, optimizer, follow_student=bool(rng.random() < 0.5)))
+        average.update(student)
+
+
+def descend(
+    student: MiniModel, teacher: GuidedTeacher, batch: Batch, optimizer: torch.optim.Optimizer, *, follow_student: bool
+) -> float:
+    """Go from noise to picture once, with an optimizer step at each level; return the mean loss."""
+    rotary = batch.rotary(student)
+    tokens, losses = torch.randn_like(batch.target), []
+    levels = sigmas(tokens.shape[1], KLEIN_MINI.steps)
+    for here, there, substeps in zip(levels[:-1], levels[1:], SUBSTEPS, strict=True):
+        way = np.linspace(here, there, substeps + 1).tolist()
+        goal = teacher.walk(tokens, batch.references, way, rotary).clone()
+        # as a float32 pipeline gives the noise level, and as a bfloat16 pipeline rounds it
+        shown = here if torch.rand(()) < 0.5 else (1000 * torch.tensor(here).bfloat16()).item() / 1000
+        with torch.autocast("cpu", torch.bfloat16):
+            image = torch.cat([tokens, batch.references], dim=1)
+            times = torch.full((len(tokens),), shown)
+            velocity = student(image, batch.ids, batch.mask, times, rotary)[:, : tokens.shape[1]].float()
+        loss = F.mse_loss(velocity, (goal - tokens) / (there - here))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        tokens = tokens + (there - here) * velocity.detach() if follow_student else goal
+    return sum(losses) / len(losses)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of training.flow")
+    parser.add_argument("--minutes", type=float, default=12)
+    arguments = parser.parse_args()
+    train(arguments.work, arguments.minutes)
