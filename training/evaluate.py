@@ -1,0 +1,168 @@
+"""Measure klein-mini as it ships, at fixed seeds: contact sheets, and figures on one JSON line.
+
+`python -m training.evaluate --work FOLDER --to docs/klein-mini` writes into the second folder:
+  smoke.png, smoke_key.json   the plain prompts, shuffled, and which is which (for a blind reader)
+  backgrounds.png, edits.png, references.png
+"""
+
+import argparse
+import json
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from openklein.contract import MINI_MODEL, RESOLUTIONS
+from openklein.engine.pipeline import Pipeline
+from openklein.engine.types import ImageRequest
+from openklein.engine.weights import load_pipeline
+from training.data import STYLES, load_sprites, read_concepts
+from training.pool import shown_styles
+from training.scenes import COLOURS, SQUARE, Scene, Thing, mask_and_paint
+
+PROMPTS_FILE = Path(__file__).with_name("prompts") / "smoke.txt"
+THUMBNAIL_PX = 192
+DELTA_E_LIMIT = 25.0
+OBJECT_PSNR_DB = 20.0
+EDIT_CASES = 40
+Picture = NDArray[np.uint8]
+
+
+def to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Convert sRGB 0..255 (..., 3) to CIE L*a*b*, D65 (IEC 61966-2-1, CIE 15)."""
+    c = rgb / 255
+    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
+    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+def delta_e(pixels: Picture, colour: str) -> float:
+    """Give the CIE76 distance between the median of pixels (N, 3) and a named colour."""
+    median = np.median(pixels.astype(np.float64), axis=0)
+    return float(np.linalg.norm(to_lab(median) - to_lab(np.array(COLOURS[colour], np.float64))))
+
+
+def border(picture: Picture) -> Picture:
+    """List the pixels of the outermost twentieth on each side."""
+    depth = min(picture.shape[:2]) // 20
+    inside = np.zeros(picture.shape[:2], bool)
+    inside[depth:-depth, depth:-depth] = True
+    return picture[~inside]
+
+
+def psnr(ours: Picture, theirs: Picture) -> float:
+    """Give the peak signal-to-noise ratio of pixels (N, 3) in dB."""
+    return float(10 * np.log10(255**2 / np.mean((ours.astype(np.float64) - theirs) ** 2)))
+
+
+def make(pipeline: Pipeline, prompt: str, seed: int, *references: Image.Image, aspect: str = "square") -> Image.Image:
+    return pipeline.generate(ImageRequest(prompt, *RESOLUTIONS[aspect], seed, references)).image
+
+
+def sheet(pictures: list[Image.Image], columns: int, path: Path) -> None:
+    """Write pictures row by row as one small PNG."""
+    rows = -(-len(pictures) // columns)
+    canvas = Image.new("RGB", (columns * THUMBNAIL_PX, rows * THUMBNAIL_PX), "white")
+    for i, picture in enumerate(pictures):
+        small = picture.copy()
+        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+        canvas.paste(small, (i % columns * THUMBNAIL_PX, i // columns * THUMBNAIL_PX))
+    canvas.save(path, optimize=True)
+
+
+def plain_prompts(pipeline: Pipeline, prompts: list[str], folder: Path) -> None:
+    """Draw the plain prompts and shuffle them for a blind reader."""
+    order = np.random.default_rng(32).permutation(len(prompts))
+    sheet([make(pipeline, prompts[i], seed=0) for i in order], 8, folder / "smoke.png")
+    key = {f"row {n // 8 + 1}, column {n % 8 + 1}": prompts[i] for n, i in enumerate(order)}
+    (folder / "smoke_key.json").write_text(json.dumps(key, indent=1) + "\n")
+
+
+def background_colours(pipeline: Pipeline, prompts: list[str], folder: Path) -> float:
+    """Ask for a colour behind each thing; return the share that came out within DELTA_E_LIMIT."""
+    pictures, right = [], 0
+    for prompt, colour in zip(prompts, cycle(COLOURS), strict=False):
+        picture = make(pipeline, f"{prompt} on a {colour} background", seed=1)
+        right += delta_e(border(np.asarray(picture)), colour) < DELTA_E_LIMIT
+        pictures.append(picture)
+    sheet(pictures, 8, folder / "backgrounds.png")
+    return right / len(prompts)
+
+
+def source_picture(sprites: Picture, scene: Scene) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """Paint a real picture at output size, and where its thing is, a little inside the edge."""
+    painted, covered = mask_and_paint(scene, sprites)
+    size = RESOLUTIONS["square"]
+    picture = Image.fromarray(painted).resize(size, Image.Resampling.BICUBIC)
+    mask = Image.fromarray((covered > 0.98).astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
+    return picture, np.asarray(mask) == 255
+
+
+def background_edits(pipeline: Pipeline, sprites: Picture, folder: Path) -> dict[str, float]:
+    """Change the background of real pictures; count those with the colour right and the thing kept."""
+    rng = np.random.default_rng(7)
+    concepts, names = read_concepts(), list(COLOURS)
+    pictures, kept, coloured, both = [], 0, 0, 0
+    for _ in range(EDIT_CASES):
+        concept = int(rng.integers(len(concepts)))
+        style = int(rng.choice(shown_styles(concepts[concept]) or [0]))
+        before, after = rng.choice(len(names), 2, replace=False)
+        scene = Scene((Thing(concept, style, 0.8),), names[before], SQUARE)
+        source, inside = source_picture(sprites, scene)
+        result = make(pipeline, f"change the background to {names[after]}", 2, source)
+        pixels = np.asarray(result)
+        is_kept = psnr(pixels[inside], np.asarray(source)[inside]) >= OBJECT_PSNR_DB
+        is_coloured = delta_e(border(pixels), names[after]) < DELTA_E_LIMIT
+        kept, coloured, both = kept + is_kept, coloured + is_coloured, both + (is_kept and is_coloured)
+        pictures += [source, result]
+    sheet(pictures[:48], 8, folder / "edits.png")
+    return {"object_kept": kept / EDIT_CASES, "colour_right": coloured / EDIT_CASES, "both": both / EDIT_CASES}
+
+
+def other_edits(pipeline: Pipeline, sprites: Picture, folder: Path) -> None:
+    """Show mirror, greyscale, restyle, and two to four references together."""
+    labels = {concept.label: i for i, concept in enumerate(read_concepts())}
+    things = [labels[name] for name in ("dog", "red apple", "rocket", "penguin")]
+    sources = [
+        source_picture(sprites, Scene((Thing(concept, style, 0.8),), colour, SQUARE))[0]
+        for concept, style, colour in zip(things, (0, 1, 2, 0), ("white", "yellow", "light blue", "white"), strict=True)
+    ]
+    pictures = []
+    for source in sources:
+        pictures.append(source)
+        for instruction in ("mirror the image", "make it black and white", *(f"make it {style}" for style in STYLES)):
+            pictures.append(make(pipeline, instruction, 3, source))
+    sheet(pictures, 6, folder / "more_edits.png")
+    groups = [
+        (sources[:2], "put them side by side"),
+        (sources[:3], "put them in a row on a light blue background"),
+        (sources, "put them in a grid"),
+        (sources[2:], "put them in a row on a yellow background"),
+    ]
+    sheet([make(pipeline, text, 4, *references) for references, text in groups], 4, folder / "references.png")
+
+
+def evaluate(work: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline = load_pipeline(MINI_MODEL, Path())
+    prompts = PROMPTS_FILE.read_text("utf-8").splitlines()
+    sprites = load_sprites(work)
+    plain_prompts(pipeline, prompts, folder)
+    figures = {"background_colour_right": background_colours(pipeline, prompts, folder)}
+    figures |= {f"edit_{name}": share for name, share in background_edits(pipeline, sprites, folder).items()}
+    other_edits(pipeline, sprites, folder)
+    wide = [make(pipeline, prompt, 5, aspect=aspect) for prompt, aspect in zip(prompts, RESOLUTIONS, strict=False)]
+    sheet(wide, 4, folder / "aspects.png")
+    print(json.dumps({"model": MINI_MODEL, "dtype": str(pipeline.choice.dtype), **figures}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder of training.data")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the sheets")
+    arguments = parser.parse_args()
+    evaluate(arguments.work, arguments.to)

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Make klein-mini from nothing: about three hours on two cores. Run it from the project's root, with the
+# `train` extra installed and npm at hand. Every step resumes; kill it and start it again as you like.
+set -euo pipefail
+work=${1:?"usage: training/recipe.sh FOLDER"}
+export PYTHONPATH=src:.
+
+python -m training.data --work "$work"
+python -m training.tokenizer --work "$work"
+python -m training.autoencoder canvas --work "$work" --minutes 15
+python -m training.pool --work "$work" --families 4000
+python -m training.flow --work "$work" --minutes 80
+python -m training.distill --work "$work" --minutes 12
+python -m training.autoencoder full --work "$work" --minutes 6
+python -m training.export --work "$work" --to src/openklein/weights/klein_mini
+python -m training.evaluate --work "$work" --to docs/klein-mini
