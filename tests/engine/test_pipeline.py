@@ -94,8 +94,27 @@ def seen_by_the_transformer(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(tiny_pipeline._transformer, "forward", note)
     return seen
 
+    def test_noise_is_standard_normal(self, tiny_pipeline: Pipeline, seen_by_the_transformer: list[Tensor]) -> None:
+        tiny_pipeline.generate(ImageRequest("a red apple", 1568, 672, seed=1))
+        noise = seen_by_the_transformer[0]  # 1248 numbers
+        assert abs(noise.mean()) < 0.1 and abs(noise.std() - 1) < 0.1
+        assert noise.min() < -2.5 and noise.max() > 2.5
+
 
 class TestReferences:
+    @pytest.mark.parametrize(
+        ("size", "tokens"), [((64, 64), 8 * 8), ((1344, 768), 11 * 6), ((2048, 1024), 12 * 6), ((100, 800), 23 * 3)]
+    )
+    def test_they_are_brought_to_the_area_of_the_card(
+        self,
+        tiny_pipeline: Pipeline,
+        seen_by_the_transformer: list[Tensor],
+        size: tuple[int, int],
+        tokens: int,
+    ) -> None:
+        tiny_pipeline.generate(request(references=(RED.resize(size),)))
+        assert seen_by_the_transformer[0].shape[1] == 2 + tokens
+
     def test_they_join_every_step_and_are_never_stepped(
         self, tiny_pipeline: Pipeline, seen_by_the_transformer: list[Tensor]
     ) -> None:
