@@ -1,0 +1,62 @@
+"""Check that a training run resumes where it stopped."""
+
+import itertools
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from training.checkpoints import Average, Run
+
+
+def test_run_resumes_step_time_and_parts(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    run = Run(tmp_path, 1.0, {"model": model})
+    for _ in itertools.islice(run, 3):
+        with torch.no_grad():
+            model.weight.fill_(7.0)
+    run.elapsed = 30.0
+    run.save()
+    fresh = nn.Linear(2, 2)
+    resumed = Run(tmp_path, 1.0, {"model": fresh})
+    assert (resumed.step, resumed.progress) == (2, 0.5)
+    assert bool((fresh.weight == 7.0).all())
+
+
+def test_run_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    run = Run(tmp_path, 1.0, {})
+    for step in run:
+        assert step < 5
+        if step == 2:
+            run.elapsed = 60.0
+    assert run.progress == 1.0
+    assert (tmp_path / "last.pt").exists()
+
+
+def test_learning_rate_warms_up_holds_and_decays(tmp_path: Path) -> None:
+    run = Run(tmp_path, 1.0, {})
+    assert run.learning_rate_scale(warmup=10) == 0.1
+    run.step = 100
+    assert run.learning_rate_scale(warmup=10) == 1.0
+    run.elapsed = 60.0
+    assert run.learning_rate_scale(warmup=10) < 0.03
+
+
+def test_losses_are_logged_as_json_lines(tmp_path: Path) -> None:
+    run = Run(tmp_path, 1.0, {})
+    run.record(1.0)
+    run.record(3.0)
+    assert run._log() == 2.0
+    assert json.loads((tmp_path / "loss.jsonl").read_text())["loss"] == 2.0
+
+
+def test_average_follows_the_weights_slowly() -> None:
+    model = nn.Linear(1, 1)
+    average = Average(model, decay=0.9)
+    assert isinstance(average.module, nn.Linear)
+    before = average.module.weight.item()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update(model)
+    assert before < average.module.weight.item() < model.weight.item()

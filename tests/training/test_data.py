@@ -1,0 +1,35 @@
+"""Check how sprites are named and cut."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from training.data import SPRITE_PX, read_concepts, slug, trim
+
+
+def test_slug_spells_labels_as_the_icon_sets_do() -> None:
+    assert slug("one o’clock") == "one-oclock"
+    assert slug("T-Rex") == "t-rex"
+    assert slug("woman’s hat (old)") == "womans-hat-old"
+
+
+def test_trim_fills_the_square_and_keeps_the_shape() -> None:
+    picture = Image.new("RGBA", (100, 100))
+    picture.paste((255, 0, 0, 255), (10, 30, 50, 50))
+    sprite = np.asarray(trim(picture))
+    rows, columns = np.nonzero(sprite[..., 3] > 128)
+    assert sprite.shape == (SPRITE_PX, SPRITE_PX, 4)
+    assert columns.max() - columns.min() == SPRITE_PX - 1
+    assert abs((rows.max() - rows.min()) / SPRITE_PX - 0.5) < 0.02
+    assert abs(rows.mean() - SPRITE_PX / 2) < 2
+
+
+def test_concepts_have_labels_and_aliases_and_no_twins(tmp_path: Path) -> None:
+    path = tmp_path / "concepts.txt"
+    path.write_text("# a comment\nautomobile | car, motor car\ndog\n")
+    car, dog = read_concepts(path)
+    assert (car.label, car.aliases, dog.aliases) == ("automobile", ("car", "motor car"), ())
+    labels = [concept.label for concept in read_concepts()]
+    assert 300 <= len(labels) <= 500
+    assert len(set(labels)) == len(labels)
