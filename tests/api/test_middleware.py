@@ -73,6 +73,8 @@ def test_a_second_host_header_is_no_way_round(site: Site) -> None:
     ("host", "public", "asked", "is_served"),
     [
         ("127.0.0.1", False, "evil.test", False),
+        ("127.0.0.1", False, "localhost", True),
+        ("127.0.0.1", False, "localhost, evil.test", False),
         ("127.0.0.2", False, "127.0.0.2", True),
         ("localhost", False, "evil.test", False),
         ("::1", False, "[::1]:80", True),
@@ -91,7 +93,7 @@ def test_the_check_belongs_to_loopback(host: str, public: bool, asked: str, is_s
         pass
 
     check = HostCheck(app, Settings(data_dir=Path("unused"), host=host, public=public))
-    scope = {"type": "http", "headers": [(b"host", asked.encode())]}
+    scope = {"type": "http", "headers": [(b"host", name.encode()) for name in asked.split(", ")]}
     asyncio.run(check(scope, None, send))  # type: ignore[arg-type]
     assert bool(served) == is_served
 

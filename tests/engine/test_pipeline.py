@@ -145,3 +145,8 @@ class TestProgress:
         with pytest.raises(KeyError, match="enough"):
             tiny_pipeline.generate(request(), stop)
         assert len(seen_by_the_transformer) == last
+
+
+def test_every_bit_of_the_seed_counts(tiny_pipeline: Pipeline) -> None:
+    low, high = (tiny_pipeline.generate(ImageRequest("a", 256, 256, seed)).image for seed in (1, 1 + 2**32))
+    assert low.tobytes() != high.tobytes()

@@ -15,8 +15,8 @@ def denoise(
 ) -> Tensor:
     """Follow `predict(latents, sigma)` from sigmas[0] to sigmas[-1]; return latents of the same shape and dtype.
 
-    `on_step` is called before the first step and after each; what it raises ends the loop. The sum is made
-    in float32, as diffusers' `FlowMatchEulerDiscreteScheduler` does.
+    `on_step` is called before the first step and after each; what it raises ends the loop. Change and sum
+    are made in float32, whatever the dtype.
     """
     steps = len(sigmas) - 1
     on_step(Progress(0, steps))

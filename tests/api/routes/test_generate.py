@@ -440,11 +440,11 @@ def test_a_server_that_stops_fails_what_waits(make_site: MakeSite) -> None:
 
 
 def test_the_deadline_is_answered_in_the_middle_of_a_step(make_site: MakeSite) -> None:
-    with make_site(request_timeout_s=0.4) as site:
+    with make_site(request_timeout_s=1.5) as site:
         with site.pipeline.held():
             started = time.monotonic()
-            assert site.refusal(504) == "The request took longer than the 0.4 s allowed."
-            assert time.monotonic() - started < 1.5
+            assert site.refusal(504) == "The request took longer than the 1.5 s allowed."
+            assert time.monotonic() - started < 4
             assert site.pipeline.steps == 0
         wait_until(lambda: site.pipeline.steps == 1)
         assert site.generate().status_code == 200

@@ -14,7 +14,6 @@ from openklein.api.models import check_model, check_ready
 from openklein.api.references import check_count
 from openklein.contract import RESOLUTIONS
 from openklein.engine.images import encode_png
-from openklein.engine.scheduler import Ticket
 from openklein.engine.types import ImageRequest, ImageResult
 from openklein.errors import Cancelled, DeadlineExceeded
 
@@ -65,19 +64,12 @@ async def make_picture(service: Service, call: GenerateCall, deadline: float, ca
     fetch_s = time.monotonic() - started
     width, height = RESOLUTIONS[body.aspect_ratio]
     wanted = ImageRequest(body.prompt, width, height, body.seed, references)
-    result = await picture_of(service.worker.scheduler.submit(wanted, deadline=deadline, group=caller))
+    ticket = service.worker.scheduler.submit(wanted, deadline=deadline, group=caller)
+    result = await asyncio.wrap_future(ticket.future)  # cancelling this wait cancels the ticket's future too
     started = time.monotonic()
     png = await asyncio.to_thread(encode_png, result.image, {"model": result.model, "seed": str(result.seed)})
     timings = {**result.timings, "fetch": fetch_s, "png": time.monotonic() - started}
     return Response(png, media_type="image/png", headers=facts(wanted, result, timings))
-
-
-async def picture_of(ticket: Ticket) -> ImageResult:
-    """Wait for a queued picture, and withdraw it when nobody waits any longer."""
-    try:
-        return await asyncio.wrap_future(ticket.future)
-    finally:
-        ticket.cancel()
 
 
 STAGES = ("queue", "fetch", "text", "references", "denoise", "decode", "png")
