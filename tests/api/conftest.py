@@ -29,7 +29,7 @@ def shared_site(tiny_pipeline: Pipeline, tmp_path_factory: pytest.TempPathFactor
 def site(shared_site: Site) -> Site:
     """Give the site that all tests share, forgetting what earlier ones asked of it."""
     shared_site.pipeline.requests.clear()
-    shared_site.pipeline.steps = 0
+    shared_site.pipeline.steps = shared_site.pipeline.ended = 0
     return shared_site
 
 

@@ -33,6 +33,7 @@ class GatedPipeline:
     is_inside: threading.Event = field(default_factory=threading.Event)
     requests: list[ImageRequest] = field(default_factory=list)
     steps: int = 0
+    ended: int = 0
     error: Exception | None = None
 
     def __post_init__(self) -> None:
@@ -55,7 +56,10 @@ class GatedPipeline:
         if self.error is not None:
             raise self.error
         self.requests.append(request)
-        return self.inner.generate(request, step)
+        try:
+            return self.inner.generate(request, step)
+        finally:
+            self.ended += 1
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -157,7 +157,7 @@ def test_draining_ends_with_a_client_that_sends_too_much_or_too_slowly(monkeypat
     assert 1000 <= received <= 1200
     started = time.monotonic()
     asyncio.run(BodyLimit(refuse, 1000)(scope, stalled, send))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15
 
 
 # Ids
