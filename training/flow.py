@@ -23,12 +23,18 @@ from openklein.engine.transformer import FlowTransformer, Rotary
 from training.checkpoints import Average, Run
 from training.data import read_concepts
 from training.pool import Sample
-from training.scenes import Scene, Thing, caption, word_edit, word_layout
+from training.scenes import Scene, Thing, caption, default_style, word_edit, word_layout
 
-KINDS = {"text": (0.5, 48), "edit": (0.36, 30), "layout": (0.14, 14)}  # kind: share of the steps, batch size
+KINDS = {  # kind: share of the steps, batch size; plain ones are of the style that a prompt without a style gets
+    "plain": (0.3, 32),
+    "text": (0.32, 32),
+    "edit": (0.28, 20),
+    "layout": (0.1, 10),
+}
 CAPTION_DROPOUT = 0.1
-SIGMA_SHIFT = 2.5
+SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
+MUON_RATE, NORM_RATE, EMBEDDING_RATE, OTHER_RATE = 4e-3, 1e-2, 5e-3, 2e-3
 
 
 class MiniModel(nn.Module):
@@ -93,6 +99,12 @@ class Pool:
             kind = ("text", "edit", "layout")[min(2, len(sample.references))]
             shape = tuple(self.scenes[i].grid for i in (sample.target, *sample.references))
             self.shapes[kind].setdefault(shape, []).append(sample)
+            if kind == "text" and self.is_plain(sample):
+                self.shapes["plain"].setdefault(shape, []).append(sample)
+
+    def is_plain(self, sample: Sample) -> bool:
+        (thing,) = self.scenes[sample.target].things
+        return thing.style == default_style(self.concepts[thing.concept])
 
     def tokens(self, picture: int) -> Tensor:
         return self.latents[self.starts[picture] : self.starts[picture + 1]]
@@ -155,22 +167,33 @@ def compile_blocks(model: MiniModel) -> None:
         block.compile(dynamic=True)
 
 
-def make_optimizers(model: MiniModel, muon_rate: float, adam_rate: float) -> list[torch.optim.Optimizer]:
-    """Give the matrices inside blocks to Muon and everything else to AdamW."""
+def make_optimizers(model: MiniModel) -> list[torch.optim.Optimizer]:
+    """Give the matrices inside blocks to Muon, everything else to AdamW.
+
+    Norm weights learn fastest: they alone sharpen attention, which starts too flat to copy from a reference.
+    """
     hidden: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    others: dict[float, list[nn.Parameter]] = {NORM_RATE: [], EMBEDDING_RATE: [], OTHER_RATE: []}
     for name, parameter in model.named_parameters():
         inside = "_blocks." in name or ".layers." in name
-        (hidden if inside and parameter.ndim == 2 else others).append(parameter)
-    muon = torch.optim.Muon(hidden, muon_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    return [muon, torch.optim.AdamW(others, adam_rate, betas=(0.9, 0.98), weight_decay=0.01)]
+        if inside and parameter.ndim == 2:
+            hidden.append(parameter)
+        else:
+            rate = NORM_RATE if parameter.ndim == 1 else EMBEDDING_RATE if "embed_tokens" in name else OTHER_RATE
+            others[rate].append(parameter)
+    groups = [{"params": parameters, "lr": rate} for rate, parameters in others.items()]
+    return [
+        torch.optim.Muon(hidden, MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
-def train(work: Path, minutes: float, muon_rate: float = 2e-3, adam_rate: float = 1e-3) -> None:
+def train(work: Path, minutes: float) -> None:
     torch.manual_seed(0)
     model = MiniModel()
     initialise(model)
-    optimizers = make_optimizers(model, muon_rate, adam_rate)
+    optimizers = make_optimizers(model)
+    peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     average = Average(model, 0.999)
     parts = {"model": model, "average": average, "muon": optimizers[0], "adam": optimizers[1]}
     run = Run(work / "flow", minutes, parts)
@@ -179,8 +202,10 @@ def train(work: Path, minutes: float, muon_rate: float = 2e-3, adam_rate: float 
     batches = iter(Pool(work, seed=run.step))
     for _ in run:
         batch = next(batches)
-        for optimizer, rate in zip(optimizers, (muon_rate, adam_rate), strict=True):
-            optimizer.param_groups[0]["lr"] = rate * run.learning_rate_scale(decay_from=0.6)
+        scale = run.learning_rate_scale(decay_from=0.6)
+        for optimizer, rates in zip(optimizers, peak_rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * scale
         loss = flow_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
