@@ -54,7 +54,8 @@ class RequestBorder:
         finally:
             route = getattr(scope.get("route"), "path", "no route")
             took_ms = 1000 * (time.monotonic() - started)
-            logger.info("request %s: %s %s, %d, %.0f ms", request_id, scope["method"], route, status, took_ms)
+            level = logging.DEBUG if route.startswith("/health") else logging.INFO  # probes ask every few seconds
+            logger.log(level, "request %s: %s %s, %d, %.0f ms", request_id, scope["method"], route, status, took_ms)
 
 
 class HostCheck:

@@ -34,10 +34,6 @@ class Ticket:
         with suppress(InvalidStateError):
             self.future.set_exception(error)
 
-    def cancel(self) -> None:
-        """Withdraw the request, queued or running."""
-        self.fail(Cancelled("The request was withdrawn before its picture was made."))
-
     def check(self) -> None:
         """Raise Cancelled or DeadlineExceeded when there is no reason to go on."""
         if self.future.done():
