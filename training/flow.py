@@ -1,4 +1,4 @@
-"""Train klein-mini's flow transformer together with its text encoder, on precomputed latents.
+"""Train klein-mini's flow transformer, and its text encoder a little further, on precomputed latents.
 
 `python -m training.flow --work FOLDER --minutes 95` resumes FOLDER/flow.
 """
@@ -20,6 +20,7 @@ from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
 from openklein.engine.tokens import Grid, image_ids, reference_ids, text_ids
 from openklein.engine.transformer import FlowTransformer, Rotary
+from training.autoencoder import load_average
 from training.checkpoints import Average, Run
 from training.data import read_concepts
 from training.pool import Sample
@@ -34,7 +35,7 @@ KINDS = {  # kind: share of the steps, batch size; plain ones are of the style t
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
-MUON_RATE, NORM_RATE, TEXT_RATE, OTHER_RATE = 2e-3, 3e-3, 3e-4, 1e-3
+MUON_RATE, NORM_RATE, TEXT_RATE, OTHER_RATE = 3e-3, 3e-3, 1e-4, 1e-3
 
 
 class MiniModel(nn.Module):
@@ -55,9 +56,6 @@ def initialise(model: MiniModel) -> None:
     for name, parameter in model.transformer.named_parameters():
         if "modulation" in name or name.startswith(("norm_out", "proj_out")):
             nn.init.zeros_(parameter)
-    embedding = model.text_encoder.model["embed_tokens"]
-    assert isinstance(embedding, nn.Embedding)
-    nn.init.normal_(embedding.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +168,8 @@ def compile_blocks(model: MiniModel) -> None:
 def make_optimizers(model: MiniModel) -> list[torch.optim.Optimizer]:
     """Give the matrices inside the transformer's blocks to Muon, everything else to AdamW.
 
-    The text encoder moves slowest, and never by Muon: its gradient is faint at first, Muon would make full
-    steps of it, and the features would drift faster than the transformer can learn to read them.
+    The text encoder moves slowest, and never by Muon: its gradient is faint, Muon would make full steps of
+    it, and the features would drift faster than the transformer can learn to read them.
     """
     hidden: list[nn.Parameter] = []
     others: dict[float, list[nn.Parameter]] = {TEXT_RATE: [], NORM_RATE: [], OTHER_RATE: []}
@@ -192,6 +190,7 @@ def train(work: Path, minutes: float) -> None:
     torch.manual_seed(0)
     model = MiniModel()
     initialise(model)
+    model.text_encoder.load_state_dict(load_average(work / "text"))
     optimizers = make_optimizers(model)
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     average = Average(model, 0.999)

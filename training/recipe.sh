@@ -7,6 +7,7 @@ export PYTHONPATH=src:.
 
 python -m training.data --work "$work"
 python -m training.tokenizer --work "$work"
+python -m training.text --work "$work" --minutes 3
 python -m training.autoencoder canvas --work "$work" --minutes 15
 python -m training.pool --work "$work" --families 4000
 python -m training.flow --work "$work" --minutes 80
