@@ -27,15 +27,15 @@ from training.pool import Sample
 from training.scenes import Scene, Thing, caption, default_style, word_edit, word_layout
 
 KINDS = {  # kind: share of the steps, batch size; plain ones are of the style that a prompt without a style gets
-    "plain": (0.42, 48),
-    "text": (0.26, 48),
-    "edit": (0.22, 30),
-    "layout": (0.1, 14),
+    "plain": (0.5, 24),
+    "text": (0.32, 24),
+    "edit": (0.13, 16),
+    "layout": (0.05, 8),
 }
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
-MUON_RATE, NORM_RATE, TEXT_RATE, OTHER_RATE = 3e-3, 3e-3, 1e-4, 1e-3
+MUON_RATE, NORM_RATE, TEXT_RATE, OTHER_RATE = 4e-3, 1e-2, 1e-4, 2e-3
 
 
 class MiniModel(nn.Module):
@@ -201,7 +201,7 @@ def train(work: Path, minutes: float) -> None:
     batches = iter(Pool(work, seed=run.step))
     for _ in run:
         batch = next(batches)
-        scale = run.learning_rate_scale(decay_from=0.6)
+        scale = run.learning_rate_scale(decay_from=0.75)
         for optimizer, rates in zip(optimizers, peak_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * scale

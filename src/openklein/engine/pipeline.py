@@ -45,7 +45,7 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
         self._transformer = transformer
-        self._autoencoder = autoencoder
+        self._autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def check(self, prompt: str) -> None:
         """Raise `PromptTooLong` for a prompt that the model does not read to its end."""

@@ -58,7 +58,7 @@ def load_card(card: ModelCard, folder: Path, choice: DeviceChoice) -> Pipeline:
         tokenizer=PromptTokenizer(Tokenizer.from_file(str(tokenizer_file)), card.text_encoder),
         text_encoder=text_encoder,
         transformer=transformer,
-        autoencoder=autoencoder.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        autoencoder=autoencoder,
     )
 
 
