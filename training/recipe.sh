@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make klein-mini from nothing: about three hours on two cores. Run it from the project's root, with the
+# Make klein-mini from nothing: two and a quarter hours on two cores. Run it from the project's root, with the
 # `train` extra installed and npm at hand. Every step resumes; kill it and start it again as you like.
 set -euo pipefail
 work=${1:?"usage: training/recipe.sh FOLDER"}
