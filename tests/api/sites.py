@@ -91,10 +91,10 @@ class Site:
 
     def refusal(self, status: int, **fields: Any) -> str:
         """Send a request that fails with `status`, and return the sentence."""
-        return sentence(self.generate(**fields), status)
+        return expect_error(self.generate(**fields), status)
 
 
-def sentence(response: httpx.Response, status: int) -> str:
+def expect_error(response: httpx.Response, status: int) -> str:
     """Return the one sentence of an error whose status and shape are as they must be."""
     assert response.status_code == status, response.text[:500]
     assert response.headers["content-type"] == "application/json"

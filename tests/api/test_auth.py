@@ -5,7 +5,7 @@ from openklein.api.auth import read_secret
 from openklein.errors import Unauthorized
 from openklein.storage.keys import list_keys, revoke_key
 from tests.api.conftest import MakeSite
-from tests.api.sites import sentence
+from tests.api.sites import expect_error
 
 
 def headers(*values: bytes) -> Headers:
@@ -49,7 +49,7 @@ def test_keys_work_until_they_are_revoked(make_site: MakeSite) -> None:
         assert revoke_key(site.database, key.id)
         revoked = site.client.get("/v1/models")
         unknown = site.client.get("/v1/models", headers={"authorization": "Bearer klein_unknown"})
-        assert sentence(revoked, 401) == sentence(unknown, 401) == "The API key is not valid."
+        assert expect_error(revoked, 401) == expect_error(unknown, 401) == "The API key is not valid."
         assert revoked.headers["www-authenticate"] == "Bearer"
 
 

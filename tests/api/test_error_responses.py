@@ -2,7 +2,7 @@ import pytest
 
 from openklein import errors
 from openklein.api.error_responses import error_response
-from tests.api.sites import Site, sentence
+from tests.api.sites import Site, expect_error
 
 STATUSES = {
     errors.CallerError: 422,
@@ -40,7 +40,7 @@ def test_errors_meant_for_the_operator_are_not_answered(kind: type[errors.OpenKl
 )
 def test_paths_that_lead_nowhere(path: str, site: Site) -> None:
     for method in ("GET", "POST"):
-        sentence(site.client.request(method, path), 404)
+        expect_error(site.client.request(method, path), 404)
 
 
 @pytest.mark.parametrize(
@@ -55,5 +55,5 @@ def test_paths_that_lead_nowhere(path: str, site: Site) -> None:
 )
 def test_methods_that_a_path_does_not_take(method: str, path: str, allowed: str, site: Site) -> None:
     response = site.client.request(method, path)
-    sentence(response, 405)
+    expect_error(response, 405)
     assert response.headers["allow"] == allowed

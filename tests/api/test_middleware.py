@@ -13,7 +13,7 @@ from openklein.api import middleware
 from openklein.api.middleware import BodyLimit, HostCheck
 from openklein.settings import Settings
 from tests.api.conftest import MakeSite
-from tests.api.sites import Site, sentence
+from tests.api.sites import Site, expect_error
 
 
 def exchange(port: int, request: bytes, then: bytes = b"") -> bytes:
@@ -60,7 +60,7 @@ def test_loopback_hosts_are_served(host: str, site: Site) -> None:
 def test_names_that_a_page_may_have_pointed_here_are_not(host: str, site: Site) -> None:
     for path in ("/", "/health/live", "/v1/generate", "/nowhere"):
         response = site.client.get(path, headers={"host": host})
-        assert "Host header does not name this server" in sentence(response, 422)
+        assert "Host header does not name this server" in expect_error(response, 422)
 
 
 def test_a_second_host_header_is_no_way_round(site: Site) -> None:
@@ -107,17 +107,17 @@ def upload(site: Site, size: int, **headers: str) -> httpx.Response:
 
 def test_a_refused_upload_is_read_so_that_the_client_sees_its_answer(make_site: MakeSite) -> None:
     with make_site(max_body_bytes=20_000_000) as site:
-        assert "not valid" in sentence(upload(site, 15_000_000, authorization="Bearer wrong"), 401)
-        assert "at most 20000000" in sentence(upload(site, 30_000_000), 413)
-        assert sentence(site.client.post("/nowhere", content=bytes(15_000_000)), 404)
+        assert "not valid" in expect_error(upload(site, 15_000_000, authorization="Bearer wrong"), 401)
+        assert "at most 20000000" in expect_error(upload(site, 30_000_000), 413)
+        assert expect_error(site.client.post("/nowhere", content=bytes(15_000_000)), 404)
 
 
 def test_a_key_is_checked_before_the_size(make_site: MakeSite) -> None:
     with make_site(max_body_bytes=1000) as site:
         big = bytes(2000)
         wrong = {"authorization": "Bearer wrong"}
-        sentence(site.client.post("/v1/generate", content=big, headers=wrong), 401)
-        sentence(site.client.post("/v1/generate", content=big), 413)
+        expect_error(site.client.post("/v1/generate", content=big, headers=wrong), 401)
+        expect_error(site.client.post("/v1/generate", content=big), 413)
 
 
 def test_a_client_that_asks_first_need_not_send(make_site: MakeSite) -> None:

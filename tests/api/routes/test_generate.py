@@ -20,7 +20,7 @@ from tests.api.conftest import MakeSite
 from tests.api.hosts import LOOPBACK_HOSTS, PRIVATE_HOSTS, resolve
 from tests.api.listener import Listener
 from tests.api.pictures import data_uri, encode, plain
-from tests.api.sites import Site, sentence, wait_until
+from tests.api.sites import Site, expect_error, wait_until
 
 
 def opened(response: httpx.Response) -> Image.Image:
@@ -133,7 +133,7 @@ def test_more_than_four_are_refused_before_any_is_fetched(
     files: list[tuple[str, Any]] = [("prompt", (None, "a")), ("image_uris", (None, json.dumps([url] * uris)))]
     files += [("images", ("a.png", plain()))] * uploads
     response = site.client.post("/v1/generate", files=files)
-    assert "has 5 reference images" in sentence(response, 422)
+    assert "has 5 reference images" in expect_error(response, 422)
     assert listener.hits == []
 
 
@@ -216,7 +216,7 @@ def test_other_keys_are_refused_before_the_body_is_judged(value: str | None, sit
     headers = {} if value is None else {"authorization": value}
     url = f"http://127.0.0.1:{site.port}/v1/generate"
     response = httpx.post(url, content=b"not even a body", headers=headers, trust_env=False)
-    assert "API key" in sentence(response, 401) or "Authorization" in sentence(response, 401)
+    assert "API key" in expect_error(response, 401) or "Authorization" in expect_error(response, 401)
     assert response.headers["www-authenticate"] == "Bearer"
 
 
@@ -305,7 +305,7 @@ def bomb() -> bytes:
 def test_files_that_are_refused_within_a_second(content: bytes, site: Site) -> None:
     files: list[tuple[str, Any]] = [("prompt", (None, "a")), ("images", ("photo.png", content))]
     started = time.process_time()
-    assert sentence(site.client.post("/v1/generate", files=files), 422).startswith("images[0]: ")
+    assert expect_error(site.client.post("/v1/generate", files=files), 422).startswith("images[0]: ")
     assert time.process_time() - started < 1
 
 
@@ -344,12 +344,12 @@ def test_urls_that_lead_inside_are_refused_and_nothing_is_reached(host: str, sit
 )
 def test_bodies_that_are_wrong(body: bytes, kind: str, part: str, site: Site) -> None:
     response = site.client.post("/v1/generate", content=body, headers={"content-type": kind})
-    assert part in sentence(response, 422)
+    assert part in expect_error(response, 422)
 
 
 def test_a_form_gives_a_field_once(site: Site) -> None:
     files = [("prompt", (None, "a")), ("prompt", (None, "b"))]
-    assert "'prompt' is given twice" in sentence(site.client.post("/v1/generate", files=files), 422)
+    assert "'prompt' is given twice" in expect_error(site.client.post("/v1/generate", files=files), 422)
 
 
 # The model that answers
@@ -375,10 +375,10 @@ def test_the_body_may_have_the_size_allowed_and_no_byte_more(make_site: MakeSite
     headers = {"content-type": "application/json"}
     with make_site(max_body_bytes=len(body)) as site:
         assert site.client.post("/v1/generate", content=body, headers=headers).status_code == 200
-        detail = sentence(site.client.post("/v1/generate", content=body + b" ", headers=headers), 413)
+        detail = expect_error(site.client.post("/v1/generate", content=body + b" ", headers=headers), 413)
         assert f"{len(body) + 1} bytes" in detail
         chunked = site.client.post("/v1/generate", content=iter([body, b" "]), headers=headers)
-        assert f"at most {len(body)}" in sentence(chunked, 413)
+        assert f"at most {len(body)}" in expect_error(chunked, 413)
 
 
 # 500
@@ -391,7 +391,7 @@ def test_faults_of_ours_are_opaque_and_logged(site: Site, caplog: pytest.LogCapt
     finally:
         site.pipeline.error = None
     request_id = response.headers["x-request-id"]
-    assert sentence(response, 500) == f"Unexpected server error; its request id is {request_id}."
+    assert expect_error(response, 500) == f"Unexpected server error; its request id is {request_id}."
     (record,) = [record for record in caplog.records if record.exc_info]
     assert request_id in record.getMessage()
     assert record.exc_info is not None
@@ -417,7 +417,7 @@ def test_a_full_queue_refuses(make_site: MakeSite) -> None:
 def test_a_server_without_a_model_refuses_after_judging(make_site: MakeSite) -> None:
     with make_site(is_ready=False) as site:
         assert "starting or stopping" in site.refusal(503)
-        assert "prompt is required" in sentence(site.client.post("/v1/generate", json={}), 422)
+        assert "prompt is required" in expect_error(site.client.post("/v1/generate", json={}), 422)
         site.worker.error = RuntimeError("no weights")
         assert "could not be loaded" in site.refusal(503)
 
@@ -429,7 +429,7 @@ def test_a_server_that_stops_fails_what_waits(make_site: MakeSite) -> None:
         waiting = threads.submit(site.generate)
         wait_until(lambda: site.worker.scheduler.depth == 1)
         closing = threads.submit(site.worker.close, 10)
-        assert "shutting down" in sentence(waiting.result(), 503)
+        assert "shutting down" in expect_error(waiting.result(), 503)
         assert "starting or stopping" in site.refusal(503)
         site.pipeline.gate.set()
         assert running.result().status_code == 200

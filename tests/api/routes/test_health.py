@@ -1,7 +1,7 @@
 import httpx
 
 from tests.api.conftest import MakeSite
-from tests.api.sites import Site, sentence
+from tests.api.sites import Site, expect_error
 
 
 def test_health_needs_no_key(site: Site) -> None:
@@ -16,6 +16,6 @@ def test_health_needs_no_key(site: Site) -> None:
 def test_a_server_lives_before_it_is_ready(make_site: MakeSite) -> None:
     with make_site(is_ready=False) as site:
         assert site.client.get("/health/live").status_code == 200
-        assert "starting or stopping" in sentence(site.client.get("/health/ready"), 503)
+        assert "starting or stopping" in expect_error(site.client.get("/health/ready"), 503)
         site.worker.error = RuntimeError("secret")
-        assert "could not be loaded" in sentence(site.client.get("/health/ready"), 503)
+        assert "could not be loaded" in expect_error(site.client.get("/health/ready"), 503)

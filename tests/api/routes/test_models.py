@@ -1,5 +1,5 @@
 from tests.api.conftest import MakeSite
-from tests.api.sites import Site, sentence
+from tests.api.sites import Site, expect_error
 
 
 def test_the_stand_in_is_listed_under_both_names(site: Site) -> None:
@@ -18,5 +18,5 @@ def test_a_strict_server_lists_what_it_has(make_site: MakeSite) -> None:
 
 def test_the_list_needs_a_key_and_a_model(make_site: MakeSite) -> None:
     with make_site(is_ready=False) as site:
-        sentence(site.client.get("/v1/models"), 503)
-        sentence(site.client.get("/v1/models", headers={"authorization": "Bearer wrong"}), 401)
+        expect_error(site.client.get("/v1/models"), 503)
+        expect_error(site.client.get("/v1/models", headers={"authorization": "Bearer wrong"}), 401)
