@@ -81,7 +81,7 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = model.loss(*tokenizer.encode(texts), torch.tensor(classes))
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update(model.text_encoder)
