@@ -27,10 +27,10 @@ from training.pool import Sample
 from training.scenes import Scene, Thing, caption, default_style, word_edit, word_layout
 
 KINDS = {  # kind: share of the steps, batch size; plain ones are of the style that a prompt without a style gets
-    "plain": (0.5, 24),
-    "text": (0.32, 24),
-    "edit": (0.13, 16),
-    "layout": (0.05, 8),
+    "plain": (0.42, 32),
+    "text": (0.35, 32),
+    "edit": (0.17, 20),
+    "layout": (0.06, 10),
 }
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5

@@ -26,6 +26,7 @@ from training.data import STYLES, Concept, is_held_out, load_sprites, read_conce
 from training.scenes import COLOURS, SQUARE, VISIBLE, Edit, Layout, Scene, Thing, arrange, paint
 
 SPRITE_PX = 256  # enough for a canvas
+POSED_SIZE = 0.84  # captions describe things in one pose, centred at this size; edits see them in any
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
 
@@ -69,15 +70,20 @@ def shown_styles(concept: Concept) -> list[int]:
     return [i for i, style in enumerate(STYLES) if not is_held_out(concept.label, style)]
 
 
-def one_thing(concept: int, styles: list[int], rng: np.random.Generator) -> Family:
+def loose(concept: int, rng: np.random.Generator) -> Thing:
+    """Place a thing anywhere, at any size that shows it well."""
+    size = rng.uniform(0.5, 0.92)
+    x, y = 0.5 + rng.uniform(-0.5, 0.5, 2) * (0.97 - size)
+    return Thing(concept, 0, size, x, y, bool(rng.random() < 0.4))
+
+
+def one_thing(concept: int, styles: list[int], posed: bool, rng: np.random.Generator) -> Family:
     """Draw one thing in every style on two backgrounds, mirrored, grey, and in another aspect ratio."""
     family = Family()
     names = list(COLOURS)
     first = "white" if rng.random() < 0.5 else names[rng.integers(len(names))]
     second = names[(names.index(first) + rng.integers(1, len(names))) % len(names)]
-    size = rng.uniform(0.66, 0.92)
-    x, y = 0.5 + rng.uniform(-0.5, 0.5, 2) * (0.97 - size)
-    base = Scene((Thing(concept, 0, size, x, y, bool(rng.random() < 0.25)),), first, SQUARE)
+    base = Scene((Thing(concept, 0, POSED_SIZE) if posed else loose(concept, rng),), first, SQUARE)
 
     def variant(style: int, background: str, grid: Grid = SQUARE) -> Scene:
         return replace(base, things=(replace(base.things[0], style=style),), background=background, grid=grid)
@@ -91,7 +97,8 @@ def one_thing(concept: int, styles: list[int], rng: np.random.Generator) -> Fami
     wide_turned = family.add(variant(style, second, grid))
     mirrored = family.add(family.scenes[plain].mirror())
     grey = family.add(replace(family.scenes[plain], greyscale=True))
-    family.samples += [Sample(i) for i in (*square.values(), wide, wide_turned, mirrored)]
+    if posed:
+        family.samples += [Sample(i) for i in (*square.values(), wide, wide_turned)]
     family.samples += [Sample(square[s, second], (square[s, first],), "background") for s in styles]
     family.samples += [
         Sample(plain, (turned,), "background"),
@@ -114,11 +121,9 @@ def several_things(concepts: list[tuple[int, int]], rng: np.random.Generator) ->
     names = list(COLOURS)
     things = []
     for concept, style in concepts:
-        size = rng.uniform(0.7, 0.92)
-        thing = Thing(concept, style, size)
+        things.append(Thing(concept, style, POSED_SIZE))
         background = "white" if rng.random() < 0.5 else names[rng.integers(len(names))]
-        family.samples.append(Sample(family.add(Scene((thing,), background, SQUARE))))
-        things.append(thing)
+        family.samples.append(Sample(family.add(Scene((things[-1],), background, SQUARE))))
     layout: Layout = "grid" if len(things) > 2 and rng.random() < 0.5 else "row"
     grid: Grid = SQUARE if rng.random() < 0.4 else (6, 11)
     background = "white" if rng.random() < 0.6 else names[rng.integers(len(names))]
@@ -146,7 +151,7 @@ class Families(IterableDataset[tuple[Family, list[NDArray[np.uint8]]]]):
                 family = several_things(pairs, rng)
             else:
                 concept = order.pop()
-                family = one_thing(concept, shown_styles(concepts[concept]) or [0], rng)
+                family = one_thing(concept, shown_styles(concepts[concept]) or [0], number % 4 < 2, rng)
             yield family, [paint(scene, sprites) for scene in family.scenes]
 
 
