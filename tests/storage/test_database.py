@@ -3,10 +3,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import Pool
 
 from openklein.storage.database import Database, make_data_dir
 from openklein.storage.keys import create_key, list_keys
@@ -29,6 +31,19 @@ def test_a_data_folder_that_exists_is_left_as_it_is(tmp_path: Path) -> None:
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o750
 
 
+@pytest.fixture
+def careless_sqlite() -> Iterator[None]:
+    """Open every connection as a build of SQLite does whose default is not to wait for the disk."""
+
+    def relax(connection: Any, _record: object) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    event.listen(Pool, "connect", relax)
+    yield
+    event.remove(Pool, "connect", relax)
+
+
+@pytest.mark.usefixtures("careless_sqlite")
 def test_sqlite_keeps_what_was_committed_through_a_power_loss(database: Database) -> None:
     with database.read() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
