@@ -33,6 +33,7 @@ class RequestBorder:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         request_id = secrets.token_hex(12)
+        scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
         status = 0
 

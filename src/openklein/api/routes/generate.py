@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,7 +14,8 @@ from openklein.api.bodies import GenerateCall, read_call
 from openklein.api.dependencies import Service, ServiceDep
 from openklein.api.models import check_model, check_ready
 from openklein.api.references import check_count
-from openklein.contract import RESOLUTIONS
+from openklein.api.settlement import SUCCEEDED, Admission, outcome_of, settle
+from openklein.contract import RESOLUTIONS, select_workflow
 from openklein.engine.images import encode_png
 from openklein.engine.types import ImageRequest, ImageResult
 from openklein.errors import Cancelled, DeadlineExceeded
@@ -20,20 +23,64 @@ from openklein.errors import Cancelled, DeadlineExceeded
 router = APIRouter(tags=["images"])
 
 
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What the model made, encoded, with the seconds of all stages."""
+
+    png: bytes
+    result: ImageResult
+    timings: dict[str, float]
+
+
 @router.post("/v1/generate", response_class=Response)
 async def generate(request: Request, service: ServiceDep) -> Response:
     """Make one picture from a prompt and 0 to 4 reference images, and answer with the bytes of a PNG."""
     limit_s = service.settings.request_timeout_s
     deadline = time.monotonic() + limit_s
+    async with time_limit(limit_s, deadline):
+        call = await read_call(request)
+        admission = await admit(service, call, request)
     try:
-        async with asyncio.timeout(limit_s):
-            call = await read_call(request)
-            return await while_connected(request, make_picture(service, call, deadline, request.state.caller))
+        async with time_limit(limit_s, deadline):
+            picture = await while_connected(request, make_picture(service, call, admission, deadline))
+    except BaseException as error:
+        await settle(admission, outcome_of(error), {})
+        raise
+    await settle(admission, SUCCEEDED, picture.timings)
+    return Response(picture.png, media_type="image/png", headers=facts(admission, picture))
+
+
+@asynccontextmanager
+async def time_limit(limit_s: float, deadline: float) -> AsyncIterator[None]:
+    """Raise DeadlineExceeded where the block does not end before the deadline, in `time.monotonic` seconds."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            yield
     except (TimeoutError, DeadlineExceeded) as error:
         raise DeadlineExceeded(f"The request took longer than the {limit_s:g} s allowed.") from error
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
+async def admit(service: Service, call: GenerateCall, request: Request) -> Admission:
+    """Judge everything that is cheap to judge; nothing is fetched, decoded or queued before."""
+    body = call.body
+    check_count(call.uploads, body.image_uris)
+    pipeline = check_ready(service.worker)
+    check_model(body.model, pipeline.card.id, strict=service.settings.strict_model)
+    await asyncio.to_thread(pipeline.check, body.prompt)
+    references = len(call.uploads) + len(body.image_uris)
+    width, height = RESOLUTIONS[body.aspect_ratio]
+    return Admission(
+        request_id=request.state.request_id,
+        key_id=request.state.key.id,
+        model=pipeline.card.id,
+        workflow=select_workflow(references),
+        width=width,
+        height=height,
+        references=references,
+    )
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Picture]) -> Picture:
     """Do the work unless the client leaves; its body has been read already."""
     working, leaving = asyncio.create_task(work), asyncio.create_task(disconnected(request))
     try:
@@ -52,34 +99,29 @@ async def disconnected(request: Request) -> None:
         pass
 
 
-async def make_picture(service: Service, call: GenerateCall, deadline: float, caller: str) -> Response:
-    """Judge everything cheap, then read the references, wait for the model, and encode what it made."""
+async def make_picture(service: Service, call: GenerateCall, admission: Admission, deadline: float) -> Picture:
+    """Read the references, wait for the model, and encode what it made."""
     body = call.body
-    check_count(call.uploads, body.image_uris)
-    pipeline = check_ready(service.worker)
-    check_model(body.model, pipeline.card.id, strict=service.settings.strict_model)
-    await asyncio.to_thread(pipeline.check, body.prompt)
     started = time.monotonic()
     references = await service.references.read(call.uploads, body.image_uris)
     fetch_s = time.monotonic() - started
-    width, height = RESOLUTIONS[body.aspect_ratio]
-    wanted = ImageRequest(body.prompt, width, height, body.seed, references)
-    ticket = service.worker.scheduler.submit(wanted, deadline=deadline, group=caller)
+    wanted = ImageRequest(body.prompt, admission.width, admission.height, body.seed, references)
+    ticket = service.worker.scheduler.submit(wanted, deadline=deadline, group=admission.key_id)
     result = await asyncio.wrap_future(ticket.future)  # cancelling this wait cancels the ticket's future too
     started = time.monotonic()
     png = await asyncio.to_thread(encode_png, result.image, {"model": result.model, "seed": str(result.seed)})
-    timings = {**result.timings, "fetch": fetch_s, "png": time.monotonic() - started}
-    return Response(png, media_type="image/png", headers=facts(wanted, result, timings))
+    return Picture(png, result, {**result.timings, "fetch": fetch_s, "png": time.monotonic() - started})
 
 
 STAGES = ("queue", "fetch", "text", "references", "denoise", "decode", "png")
 
 
-def facts(wanted: ImageRequest, result: ImageResult, timings: dict[str, float]) -> dict[str, str]:
+def facts(admission: Admission, picture: Picture) -> dict[str, str]:
     """Say in headers how a picture was made."""
+    timings = picture.timings
     return {
-        "x-klein-model": result.model,
-        "x-klein-seed": str(result.seed),
-        "x-klein-workflow": wanted.workflow,
+        "x-klein-model": picture.result.model,
+        "x-klein-seed": str(picture.result.seed),
+        "x-klein-workflow": admission.workflow,
         "server-timing": ", ".join(f"{stage};dur={1000 * timings[stage]:.1f}" for stage in STAGES if stage in timings),
     }
