@@ -70,7 +70,7 @@ def tiny_tokenizer() -> Tokenizer:
 
 def tiny_modules(card: ModelCard = TINY_CARD) -> tuple[TextEncoder, FlowTransformer, Autoencoder | MiniAutoencoder]:
     """Make text encoder, transformer and autoencoder with random weights, the same at every call."""
-    modules = TextEncoder(card.text_encoder), FlowTransformer(card.transformer), make_autoencoder(card)
+    modules = TextEncoder(card.text_encoder), FlowTransformer(card.transformer), make_autoencoder(card.autoencoder)
     for seed, module in enumerate(modules):
         randomize(module, seed)
         module.requires_grad_(False).eval()

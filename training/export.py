@@ -40,8 +40,8 @@ def export(work: Path, target: Path, flow_run: str) -> None:
     parts = {"transformer": model.transformer, "text_encoder": model.text_encoder, "autoencoder": autoencoder}
     for name, part in parts.items():
         state = {key: tensor.contiguous() for key, tensor in sixteen_bit(part.state_dict()).items()}
-        save_file(state, target / KLEIN_MINI.files[name])
-    shutil.copy(work / "tokenizer.json", target / KLEIN_MINI.files["tokenizer"])
+        save_file(state, target / KLEIN_MINI.files[name][0])
+    shutil.copy(work / "tokenizer.json", target / KLEIN_MINI.files["tokenizer"][0])
 
 
 if __name__ == "__main__":

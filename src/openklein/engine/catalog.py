@@ -23,10 +23,11 @@ class ModelCard:
     reference_min_area: int  # smaller references are scaled up to this many pixels
     reference_max_area: int  # larger ones down to this
     reference_padded: bool  # to whole tokens by repeating the border; else by cropping to the centre
-    files: Mapping[str, str]  # part: pattern of its files in the model's folder
+    files: Mapping[str, tuple[str, ...]]  # part: patterns of its files in the model's folder; the first found counts
     transformer: TransformerConfig
     text_encoder: TextEncoderConfig
     autoencoder: AutoencoderConfig | MiniAutoencoderConfig
+    small_autoencoder: AutoencoderConfig | None = None  # the same with a smaller decoder, which its file may hold
 
 
 KLEIN_4B: Final = ModelCard(
@@ -39,10 +40,10 @@ KLEIN_4B: Final = ModelCard(
     reference_max_area=1024 * 1024,
     reference_padded=False,
     files={
-        "tokenizer": "tokenizer/tokenizer.json",
-        "text_encoder": "text_encoder/*.safetensors",
-        "transformer": "transformer/*.safetensors",
-        "autoencoder": "vae/*.safetensors",
+        "tokenizer": ("tokenizer/tokenizer.json",),
+        "text_encoder": ("text_encoder/*.safetensors",),
+        "transformer": ("transformer/*.safetensors", "*.safetensors"),
+        "autoencoder": ("vae/*.safetensors",),
     },
     transformer=TransformerConfig(
         in_channels=128,
@@ -67,6 +68,7 @@ KLEIN_4B: Final = ModelCard(
         pad_multiple=512,
     ),
     autoencoder=AutoencoderConfig(),
+    small_autoencoder=AutoencoderConfig(decoder_block_out_channels=(96, 192, 384, 384)),
 )
 
 KLEIN_MINI: Final = ModelCard(
@@ -80,10 +82,10 @@ KLEIN_MINI: Final = ModelCard(
     reference_max_area=1_070_000,
     reference_padded=True,
     files={
-        "tokenizer": "tokenizer.json",
-        "text_encoder": "text_encoder.safetensors",
-        "transformer": "transformer.safetensors",
-        "autoencoder": "autoencoder.safetensors",
+        "tokenizer": ("tokenizer.json",),
+        "text_encoder": ("text_encoder.safetensors",),
+        "transformer": ("transformer.safetensors",),
+        "autoencoder": ("autoencoder.safetensors",),
     },
     transformer=TransformerConfig(
         in_channels=128,

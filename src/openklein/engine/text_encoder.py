@@ -40,13 +40,17 @@ class TextEncoderConfig:
 
 
 class PromptTokenizer:
-    """Turn prompts into token ids; special-token strings are parsed as the reference tokenizer does."""
+    """Turn prompts into token ids; special-token strings are parsed as the reference tokenizer does.
+
+    Raises ValueError for the tokenizer of another model.
+    """
 
     def __init__(self, tokenizer: Tokenizer, config: TextEncoderConfig) -> None:
         self._tokenizer = tokenizer
         self._config = config
         pad = tokenizer.token_to_id(config.pad_token)
-        assert pad is not None, f"the tokenizer lacks {config.pad_token}"
+        if pad is None or tokenizer.get_vocab_size() > config.vocab_size:
+            raise ValueError(f"it lacks {config.pad_token} or has more than {config.vocab_size} tokens")
         self._pad = pad
         self._longest_token = max(map(len, tokenizer.get_vocab()))
 

@@ -1,23 +1,23 @@
 """Find a model's files and load them: strictly, from safetensors alone, into the final dtype."""
 
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
-from torch import Tensor, nn
 
 from openklein.contract import MINI_MODEL
 from openklein.engine.autoencoder import Autoencoder, AutoencoderConfig
 from openklein.engine.catalog import CATALOG, ModelCard
+from openklein.engine.checkpoint import Stored, fill, find_files, match, read_headers
 from openklein.engine.device import DeviceChoice, choose_device
-from openklein.engine.mini_autoencoder import MiniAutoencoder
+from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder, TextEncoderConfig
 from openklein.engine.transformer import FlowTransformer
-from openklein.errors import WeightsInvalid, WeightsMissing
+from openklein.errors import WeightsInvalid
 
 
 def model_folder(model_id: str, models_dir: Path) -> Path:
@@ -30,7 +30,7 @@ def model_folder(model_id: str, models_dir: Path) -> Path:
 def installed(model_id: str, models_dir: Path) -> bool:
     """Tell whether every part of a model has files here."""
     folder = model_folder(model_id, models_dir)
-    return all(any(folder.glob(pattern)) for pattern in CATALOG[model_id].files.values())
+    return all(any(any(folder.glob(pattern)) for pattern in patterns) for patterns in CATALOG[model_id].files.values())
 
 
 def load_pipeline(model_id: str, models_dir: Path, choice: DeviceChoice | None = None) -> Pipeline:
@@ -39,78 +39,57 @@ def load_pipeline(model_id: str, models_dir: Path, choice: DeviceChoice | None =
 
 
 def load_card(card: ModelCard, folder: Path, choice: DeviceChoice) -> Pipeline:
-    """Load a model whose files lie in `folder` as its card says."""
-
-    def part(name: str) -> dict[str, Tensor]:
-        return read_tensors(folder, card.files[name], choice)
-
+    """Load a model whose files lie in `folder` as its card says; everything is judged before anything is loaded."""
+    tokenizer = load_tokenizer(card, folder)
+    headers = {part: read_headers(find_files(folder, card.files[part])) for part in PARTS}
+    headers["text_encoder"] = used_layers(headers["text_encoder"], card.text_encoder)
     with torch.device("meta"):
         text_encoder = TextEncoder(card.text_encoder)
         transformer = FlowTransformer(card.transformer)
-        autoencoder = make_autoencoder(card)
-    load_strictly(text_encoder, needed_layers(part("text_encoder"), card.text_encoder), folder)
-    load_strictly(transformer, part("transformer"), folder)
-    load_strictly(autoencoder, part("autoencoder"), folder)
-    (tokenizer_file,) = find_files(folder, card.files["tokenizer"])
+        autoencoder = make_autoencoder(choose_decoder(card, headers["autoencoder"]))
+    modules = dict(zip(PARTS, (text_encoder, transformer, autoencoder), strict=True))
+    sources = {part: match(modules[part], headers[part], f"the {part} of {card.id}") for part in PARTS}
+    for part in PARTS:
+        fill(modules[part], sources[part], headers[part], choice)
     return Pipeline(
-        card,
-        choice,
-        tokenizer=PromptTokenizer(Tokenizer.from_file(str(tokenizer_file)), card.text_encoder),
-        text_encoder=text_encoder,
-        transformer=transformer,
-        autoencoder=autoencoder,
+        card, choice, tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, autoencoder=autoencoder
     )
 
 
-def make_autoencoder(card: ModelCard) -> Autoencoder | MiniAutoencoder:
-    if isinstance(card.autoencoder, AutoencoderConfig):
-        return Autoencoder(card.autoencoder)
-    return MiniAutoencoder(card.autoencoder)
+PARTS = ("text_encoder", "transformer", "autoencoder")
 
 
-def find_files(folder: Path, pattern: str) -> list[Path]:
-    found = sorted(folder.glob(pattern))
-    if not found:
-        raise WeightsMissing(f"{folder / pattern} does not exist; install the model there.")
-    return found
+def load_tokenizer(card: ModelCard, folder: Path) -> PromptTokenizer:
+    (path,) = find_files(folder, card.files["tokenizer"])
+    try:
+        return PromptTokenizer(Tokenizer.from_file(str(path)), card.text_encoder)
+    except Exception as error:
+        raise WeightsInvalid(f"{path} is not a tokenizer ({error}); download it again.") from error
 
 
-def read_tensors(folder: Path, pattern: str, choice: DeviceChoice) -> dict[str, Tensor]:
-    """Read every tensor of the matching files, floating-point ones in the chosen dtype."""
-    tensors: dict[str, Tensor] = {}
-    for path in find_files(folder, pattern):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - the reader is no mapping
-                    tensor = file.get_tensor(key)
-                    dtype = choice.dtype if tensor.is_floating_point() else tensor.dtype
-                    tensors[key] = tensor.to(choice.device, dtype)
-        except SafetensorError as error:
-            raise WeightsInvalid(f"{path} is not a complete safetensors file: {error}") from error
-    return tensors
+def choose_decoder(card: ModelCard, tensors: Mapping[str, Stored]) -> AutoencoderConfig | MiniAutoencoderConfig:
+    """Tell the makers' smaller decoder by the channels of its first layer."""
+    small, first = card.small_autoencoder, tensors.get("decoder.conv_in.weight")
+    if (
+        small
+        and small.decoder_block_out_channels
+        and first
+        and first.shape[:1] == small.decoder_block_out_channels[-1:]
+    ):
+        return small
+    return card.autoencoder
 
 
-def needed_layers(tensors: Mapping[str, Tensor], config: TextEncoderConfig) -> dict[str, Tensor]:
+def make_autoencoder(config: AutoencoderConfig | MiniAutoencoderConfig) -> Autoencoder | MiniAutoencoder:
+    return Autoencoder(config) if isinstance(config, AutoencoderConfig) else MiniAutoencoder(config)
+
+
+def used_layers(tensors: Mapping[str, Stored], config: TextEncoderConfig) -> dict[str, Stored]:
     """Leave out what comes after the last layer used: later layers, the final norm and the language head."""
-    last = config.feature_layers[-1]
 
-    def is_needed(key: str) -> bool:
-        if key.startswith("model.layers."):
-            return int(key.split(".")[2]) < last
+    def is_used(key: str) -> bool:
+        if layer := re.match(r"model\.layers\.(\d+)\.", key):
+            return int(layer[1]) < config.feature_layers[-1]
         return key not in ("model.norm.weight", "lm_head.weight")
 
-    return {key: tensor for key, tensor in tensors.items() if is_needed(key)}
-
-
-def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Give `module` exactly the tensors it has; raise WeightsInvalid that names the first key that differs."""
-    expected = module.state_dict()
-    for key in sorted(expected.keys() ^ tensors.keys()):
-        problem = "lacks" if key in expected else "has the unexpected"
-        raise WeightsInvalid(f"{type(module).__name__} in {folder} {problem} key {key}.")
-    for key, tensor in tensors.items():
-        if tensor.shape != expected[key].shape:
-            wanted, found = tuple(expected[key].shape), tuple(tensor.shape)
-            raise WeightsInvalid(f"{key} in {folder} has shape {found}; {wanted} is expected.")
-    module.load_state_dict(dict(tensors), strict=True, assign=True)
-    module.requires_grad_(False).eval()
+    return {key: tensor for key, tensor in tensors.items() if is_used(key)}
