@@ -45,6 +45,9 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         "url_timeout_s": "4",
         "url_max_redirects": "0",
         "queue_size": "6",
+        "metrics_key": "a metrics key",
+        "cors_origins": "https://app.example, http://localhost:3000",
+        "log_format": "json",
         "log_level": "debug",
     }
     assert set(texts) == {row.name for row in fields(Settings)}
@@ -75,6 +78,11 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         ("max_file_bytes", "20MB"),
         ("queue_size", "0"),
         ("log_level", "loud"),
+        ("log_format", "xml"),
+        ("cors_origins", "*"),
+        ("cors_origins", "app.example"),
+        ("cors_origins", "https://app.example/"),
+        ("cors_origins", "https://*.example"),
         ("data_dir", "a\nb"),
     ],
 )

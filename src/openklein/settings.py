@@ -7,6 +7,7 @@ read by the same functions.
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from ipaddress import ip_address
@@ -16,6 +17,7 @@ from typing import Any
 from openklein.contract import DEFAULT_MODEL, MODEL_IDS
 from openklein.errors import InvalidSetting
 
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -45,6 +47,13 @@ def to_names(text: str) -> tuple[str, ...]:
     if any(set(name) & set("/@?#* \t") for name in names):
         raise ValueError("host names separated by commas are allowed, without scheme, port, path or wildcard")
     return names
+
+
+def to_origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    if not all(ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("origins separated by commas are allowed, as browsers send them: https://app.example:8443")
+    return origins
 
 
 def to_count(low: int, high: int) -> Callable[[str], int]:
@@ -109,6 +118,13 @@ class Settings:
     url_timeout_s: float = setting("10", to_seconds, "seconds that fetching one image URL may take")
     url_max_redirects: int = setting("5", to_count(0, 20), "redirects that one image URL may take")
     queue_size: int = setting("64", to_count(1, 100_000), "requests that may wait for the model")
+    metrics_key: str | None = setting(
+        "", to_optional_text, "the one key for /metrics; open on loopback and closed elsewhere without it", secret=True
+    )
+    cors_origins: tuple[str, ...] = setting(
+        "", to_origins, "origins, separated by commas, whose web pages may call the API: https://app.example"
+    )
+    log_format: str = setting("text", to_choice("text", "json"), "how to log: text, or json, one object a line")
     log_level: str = setting("info", to_choice(*LOG_LEVELS), "least severe messages to log: " + ", ".join(LOG_LEVELS))
 
     @classmethod
@@ -124,6 +140,11 @@ class Settings:
             elif text := env.get(env_name(row.name), ""):
                 values[row.name] = read_setting(row, env_name(row.name), text)
         return cls(**values)
+
+    @property
+    def is_private(self) -> bool:
+        """Tell whether the server is for its own machine alone."""
+        return self.is_loopback and not self.public
 
     @property
     def models_dir(self) -> Path:

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from openklein.api.app import create_app
+from openklein.api.connections import server_config
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.scheduler import Scheduler
 from openklein.engine.types import ImageRequest, ImageResult, Progress
@@ -134,8 +135,7 @@ def running_site(folder: Path, pipeline: Pipeline, *, is_ready: bool = True, **c
 def serving(app: FastAPI) -> Iterator[int]:
     """Run uvicorn on a thread; give the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(app, stop_timeout_s=5))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         wait_until(lambda: server.started)

@@ -10,7 +10,8 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from openklein.api import middleware
-from openklein.api.middleware import BodyLimit, HostCheck
+from openklein.api.middleware import BodyLimit, HostCheck, RequestBorder
+from openklein.errors import DeadlineExceeded
 from openklein.settings import Settings
 from tests.api.conftest import MakeSite
 from tests.api.sites import Site, expect_error
@@ -153,11 +154,89 @@ def test_draining_ends_with_a_client_that_sends_too_much_or_too_slowly(monkeypat
         pass
 
     scope: dict[str, Any] = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
-    asyncio.run(BodyLimit(refuse, 1000)(scope, endless, send))
+    asyncio.run(BodyLimit(refuse, 1000, 60)(scope, endless, send))
     assert 1000 <= received <= 1200
     started = time.monotonic()
-    asyncio.run(BodyLimit(refuse, 1000)(scope, stalled, send))
+    asyncio.run(BodyLimit(refuse, 1000, 60)(scope, stalled, send))
     assert time.monotonic() - started < 15
+
+
+def run_body_limit(messages: list[tuple[float, Message]], timeout_s: float) -> list[Message]:
+    """Read all of `messages`, each sent after some seconds, through a BodyLimit; return what came through."""
+    coming, came = iter(messages), []
+
+    async def read(_scope: Scope, receive: Receive, _send: Send) -> None:
+        for _ in messages:
+            came.append(await receive())
+
+    async def send_next() -> Message:
+        pause_s, message = next(coming)
+        await asyncio.sleep(pause_s)
+        return message
+
+    async def send(_message: Message) -> None:
+        pass
+
+    scope: dict[str, Any] = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
+    asyncio.run(BodyLimit(read, 1000, timeout_s)(scope, send_next, send))
+    return came
+
+
+PART = {"type": "http.request", "body": b"x", "more_body": True}
+END = {"type": "http.request", "body": b"x", "more_body": False}
+
+
+def test_a_body_that_trickles_in_has_a_deadline() -> None:
+    with pytest.raises(DeadlineExceeded, match=r"within the 0\.3 s allowed"):
+        run_body_limit([(0.05, PART)] * 100, timeout_s=0.3)
+
+
+def test_a_client_may_listen_longer_than_it_may_send() -> None:
+    left = {"type": "http.disconnect"}
+    assert run_body_limit([(0, PART), (0, END), (0.6, left)], timeout_s=0.3) == [PART, END, left]
+
+
+# Stopping
+
+
+def test_a_request_that_outlasts_a_stop_is_told_so() -> None:
+    sent: list[Message] = []
+
+    async def wait(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        await asyncio.sleep(30)
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def stop() -> None:
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        task = asyncio.create_task(RequestBorder(wait, [], [])(scope, None, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    asyncio.run(stop())
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"]) == {"detail": "The server is shutting down."}
+
+
+# Headers
+
+
+def test_every_answer_carries_its_armour(make_site: MakeSite) -> None:
+    with make_site() as site:
+        answers = [site.generate(), site.generate(prompt=""), site.client.post("/v1/generate"), site.client.get("/x")]
+        answers += [site.client.get(path) for path in ("/v1/models", "/health/ready", "/metrics", "/openapi.json")]
+        answers.append(site.client.get("/", headers={"host": "evil.test"}))
+        site.pipeline.error = RuntimeError("ours")
+        answers.append(site.generate())
+    assert {answer.status_code for answer in answers} == {200, 422, 404, 500}
+    for answer in answers:
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "server" not in answer.headers
 
 
 # Ids

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openklein.cli.serve import announce, base_url, listen, serve, set_up_logging
+from openklein.cli.serve import announce, base_url, listen, serve
 from openklein.cli.store import open_database
 from openklein.errors import InvalidSetting
 from openklein.settings import Settings
@@ -94,15 +94,3 @@ def test_listening_on_ipv6_where_there_is_any(settings: Settings) -> None:
             assert listener.family == socket.AF_INET6
     except InvalidSetting as error:
         assert str(error).startswith("cannot listen on ::1 port 0: ")
-
-
-def test_libraries_that_quote_clients_only_complain() -> None:
-    ours = logging.getLogger("openklein")
-    before = ours.level
-    try:
-        set_up_logging("debug")
-        assert logging.getLogger("openklein.api").isEnabledFor(logging.DEBUG)
-        for name in ("httpx", "httpcore", "python_multipart", "PIL", "sqlalchemy", "uvicorn.access"):
-            assert not logging.getLogger(name).isEnabledFor(logging.INFO), name
-    finally:
-        ours.setLevel(before)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.middleware import Middleware
+from fastapi.middleware.cors import CORSMiddleware
 
 import openklein
 from openklein.api import error_responses, openapi
@@ -13,9 +14,12 @@ from openklein.api.addresses import Resolve, resolver
 from openklein.api.auth import KeyCheck
 from openklein.api.dependencies import Service
 from openklein.api.fetch import Fetcher
+from openklein.api.metrics import Metrics
 from openklein.api.middleware import BodyLimit, HostCheck, RequestBorder
+from openklein.api.records import log_request
 from openklein.api.references import ReferenceReader
 from openklein.api.routes import generate, health, models, page
+from openklein.api.routes import metrics as metrics_route
 from openklein.engine.worker import Worker
 from openklein.settings import Settings
 from openklein.storage.database import Database
@@ -28,6 +32,9 @@ def create_app(settings: Settings, database: Database, worker: Worker, *, resolv
     """Join engine and storage into an app; `resolve` replaces the system's name service."""
     decoding = ThreadPoolExecutor(DECODING_THREADS, "openklein-decode")
     resolving = ThreadPoolExecutor(RESOLVING_THREADS, "openklein-resolve")
+    metrics = Metrics(worker)
+    modules = (generate, models, health, metrics_route, page)
+    routes = [route for module in modules for route in module.router.routes]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -44,16 +51,32 @@ def create_app(settings: Settings, database: Database, worker: Worker, *, resolv
         redirect_slashes=False,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestBorder),
+            Middleware(RequestBorder, routes, (log_request, metrics.observe)),
             Middleware(HostCheck, settings),
-            Middleware(BodyLimit, settings.max_body_bytes),
+            *cross_origin(settings),
+            Middleware(BodyLimit, settings.max_body_bytes, settings.request_timeout_s),
             Middleware(KeyCheck, settings, database),
         ],
     )
     fetcher = Fetcher(settings, resolve or resolver(resolving))
-    app.state.service = Service(settings, worker, ReferenceReader(settings, fetcher, decoding))
+    app.state.service = Service(settings, worker, ReferenceReader(settings, fetcher, decoding), metrics)
     error_responses.install(app)
-    for module in (generate, models, health, page):
+    for module in modules:
         app.include_router(module.router)
     openapi.complete(app)
     return app
+
+
+def cross_origin(settings: Settings) -> list[Middleware]:
+    """Let the pages of the configured origins call the API and read its headers; none where none is configured."""
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=("authorization", "content-type"),
+            expose_headers=("x-request-id", "x-klein-model", "x-klein-seed", "x-klein-workflow", "server-timing"),
+        )
+    ]

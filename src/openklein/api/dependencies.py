@@ -5,6 +5,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from openklein.api.metrics import Metrics
 from openklein.api.references import ReferenceReader
 from openklein.engine.worker import Worker
 from openklein.settings import Settings
@@ -17,6 +18,7 @@ class Service:
     settings: Settings
     worker: Worker
     references: ReferenceReader
+    metrics: Metrics
 
 
 async def get_service(request: Request) -> Service:

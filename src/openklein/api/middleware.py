@@ -8,26 +8,37 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openklein.api.error_responses import error_response, fault_response
-from openklein.errors import BodyTooLarge, InvalidRequest
+from openklein.api.records import Observe, record_request
+from openklein.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, ShuttingDown
 from openklein.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 10.0
+HEADERS = {  # of every answer, where a route has not set its own
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-store",
+    "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
 HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(:[0-9]*)?")
 
 
 class RequestBorder:
-    """Give each request an id, answer faults of ours opaquely, and log one line that quotes nothing a client sent."""
+    """Give each request an id, answer faults of ours opaquely, and tell the observers what became of it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute], observers: Sequence[Observe]) -> None:
         self._app = app
+        self._routes = routes
+        self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -37,26 +48,29 @@ class RequestBorder:
         started = time.monotonic()
         status = 0
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["x-request-id"] = request_id
-                headers["x-content-type-options"] = "nosniff"
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the server stops, and has waited for this request long enough
+            if not status:
+                await error_response(ShuttingDown("The server is shutting down."))(scope, receive, send_with_headers)
         except Exception:  # a border: whatever went wrong, the client gets an answer and the log the traceback
             logger.exception("request %s failed", request_id)
             if not status:
-                await fault_response(request_id)(scope, receive, send_with_id)
+                await fault_response(request_id)(scope, receive, send_with_headers)
         finally:
-            route = getattr(scope.get("route"), "path", "no route")
-            took_ms = 1000 * (time.monotonic() - started)
-            level = logging.DEBUG if route.startswith("/health") else logging.INFO  # probes ask every few seconds
-            logger.log(level, "request %s: %s %s, %d, %.0f ms", request_id, scope["method"], route, status, took_ms)
+            record = record_request(scope, self._routes, request_id, status, time.monotonic() - started)
+            for observe in self._observers:
+                observe(record)
 
 
 class HostCheck:
@@ -66,7 +80,7 @@ class HostCheck:
         self._app = app
         own = f"[{settings.host}]" if ":" in settings.host else settings.host.lower()
         self._allowed = {"localhost", "127.0.0.1", "[::1]", own}
-        self._is_on = settings.is_loopback and not settings.public
+        self._is_on = settings.is_private
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._is_on and scope["type"] == "http" and not self._is_allowed(Headers(scope=scope)):
@@ -83,19 +97,20 @@ class HostCheck:
 
 
 class BodyLimit:
-    """Stop reading a body at the limit, and read what is left of one that nobody wanted before answering.
+    """Stop reading a body at its limits of bytes and time, and read the rest of an unwanted one before answering.
 
     A client that is still sending would otherwise see a reset in place of its answer.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        body = _Body(Headers(scope=scope), receive, self._max_bytes)
+        body = _Body(Headers(scope=scope), receive, self._max_bytes, self._timeout_s)
 
         async def send_after_body(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -106,9 +121,11 @@ class BodyLimit:
 
 
 class _Body:
-    def __init__(self, headers: Headers, receive: Receive, max_bytes: int) -> None:
+    def __init__(self, headers: Headers, receive: Receive, max_bytes: int, timeout_s: float) -> None:
         self._receive = receive
         self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._deadline = asyncio.get_running_loop().time() + timeout_s
         self._declared = int(headers.get("content-length", "0"))
         self._is_unread = self._declared > 0 or "transfer-encoding" in headers
         # A client that waits for "100 Continue" sends nothing until the first read; then nothing needs draining.
@@ -116,10 +133,14 @@ class _Body:
         self._count = 0
 
     async def receive(self) -> Message:
-        """Pass the next message on; raises BodyTooLarge."""
+        """Pass the next message on; raises BodyTooLarge, or DeadlineExceeded while there is body to come."""
         if self._declared > self._max_bytes:
             raise self._too_large(self._declared)
-        message = await self._read()
+        try:
+            async with asyncio.timeout_at(self._deadline if self._is_unread else None):
+                message = await self._read()
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"The body did not arrive within the {self._timeout_s:g} s allowed.") from error
         if self._count > self._max_bytes:
             raise self._too_large(self._count)
         return message

@@ -13,7 +13,9 @@ from typing import NoReturn
 import uvicorn
 
 from openklein.api.app import create_app
+from openklein.api.connections import server_config
 from openklein.cli.loading import choose_model, describe_choice
+from openklein.cli.logs import set_up_logging
 from openklein.cli.store import open_database
 from openklein.engine.device import choose_device
 from openklein.engine.scheduler import Scheduler
@@ -39,7 +41,7 @@ def serve(settings: Settings) -> int:
         raise InvalidSetting(
             f"--host {settings.host} lets other machines reach this server; add --public if that is meant."
         )
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     database = open_database(settings)
     listener = listen(settings)
     model_id = choose_model(settings)
@@ -53,12 +55,6 @@ def serve(settings: Settings) -> int:
     database.close()
     # A worker that is deep in one step would crash an orderly end of the interpreter, so there is none.
     leave(exit_code)
-
-
-def set_up_logging(level: str) -> None:
-    """Log our own lines; other libraries, whose lines may quote what clients send, only complain."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("openklein").setLevel(level.upper())
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -97,16 +93,8 @@ def base_url(host: str, port: int) -> str:
 
 
 async def run(settings: Settings, database: Database, worker: Worker, listener: socket.socket, url: str) -> int:
-    config = uvicorn.Config(
-        create_app(settings, database, worker),
-        log_config=None,
-        access_log=False,  # the app writes one line per request, without what its address may hold
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        timeout_graceful_shutdown=FINISH_ANSWERS_S,
-    )
-    server = uvicorn.Server(config)
+    app = create_app(settings, database, worker)
+    server = uvicorn.Server(server_config(app, stop_timeout_s=FINISH_ANSWERS_S))
     # uvicorn hands a signal on once it is done, to end the process by it; this keeps the exit code ours.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))

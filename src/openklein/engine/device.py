@@ -31,6 +31,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
+def cuda_memory_bytes() -> int | None:
+    """Count the bytes that tensors take on the CUDA device; None where there is none."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else None
+
+
 def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"

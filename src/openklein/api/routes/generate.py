@@ -25,7 +25,7 @@ router = APIRouter(tags=["images"])
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What the model made, encoded, with the seconds of all stages."""
+    """What the model made, encoded, with the seconds of all stages in the order they ran."""
 
     png: bytes
     result: ImageResult
@@ -39,7 +39,7 @@ async def generate(request: Request, service: ServiceDep) -> Response:
     deadline = time.monotonic() + limit_s
     async with time_limit(limit_s, deadline):
         call = await read_call(request)
-        admission = await admit(service, call, request)
+        admission = request.state.admission = await admit(service, call, request)
     try:
         async with time_limit(limit_s, deadline):
             picture = await while_connected(request, make_picture(service, call, admission, deadline))
@@ -47,6 +47,7 @@ async def generate(request: Request, service: ServiceDep) -> Response:
         await settle(admission, outcome_of(error), {})
         raise
     await settle(admission, SUCCEEDED, picture.timings)
+    request.state.timings = picture.timings
     return Response(picture.png, media_type="image/png", headers=facts(admission, picture))
 
 
@@ -110,18 +111,14 @@ async def make_picture(service: Service, call: GenerateCall, admission: Admissio
     result = await asyncio.wrap_future(ticket.future)  # cancelling this wait cancels the ticket's future too
     started = time.monotonic()
     png = await asyncio.to_thread(encode_png, result.image, {"model": result.model, "seed": str(result.seed)})
-    return Picture(png, result, {**result.timings, "fetch": fetch_s, "png": time.monotonic() - started})
-
-
-STAGES = ("queue", "fetch", "text", "references", "denoise", "decode", "png")
+    return Picture(png, result, {"fetch": fetch_s, **result.timings, "png": time.monotonic() - started})
 
 
 def facts(admission: Admission, picture: Picture) -> dict[str, str]:
     """Say in headers how a picture was made."""
-    timings = picture.timings
     return {
         "x-klein-model": picture.result.model,
         "x-klein-seed": str(picture.result.seed),
         "x-klein-workflow": admission.workflow,
-        "server-timing": ", ".join(f"{stage};dur={1000 * timings[stage]:.1f}" for stage in STAGES if stage in timings),
+        "server-timing": ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in picture.timings.items()),
     }

@@ -1,0 +1,54 @@
+"""Count and time what the server does, for Prometheus; labels take few values, and none that a client chose."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from openklein.api.records import RequestRecord
+from openklein.engine.device import cuda_memory_bytes
+from openklein.engine.worker import Worker
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+
+class Metrics:
+    """The metrics of one app, in a registry of its own."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "openklein_requests", "Requests answered; code 0: the client left", ["route", "code"], registry=registry
+        )
+        self._request_seconds = Histogram(
+            "openklein_request_seconds", "Time from headers to answer", ["route"], buckets=SECONDS, registry=registry
+        )
+        self._queue_wait = Histogram(
+            "openklein_queue_wait_seconds", "Time that pictures waited", buckets=SECONDS, registry=registry
+        )
+        self._stage_seconds = Histogram(
+            "openklein_stage_seconds", "Time of a picture by stage", ["stage"], buckets=SECONDS, registry=registry
+        )
+        made = ["model", "workflow"]
+        self._images = Counter("openklein_images", "Pictures made", made, registry=registry)
+        self._megapixels = Counter("openklein_megapixels", "Megapixels made", made, registry=registry)
+        depth = Gauge("openklein_queue_depth", "Requests that wait for the model", registry=registry)
+        depth.set_function(lambda: worker.scheduler.depth)
+        ready = Gauge("openklein_ready", "1 once a model is loaded and warm, else 0", registry=registry)
+        ready.set_function(lambda: worker.ready)
+        if cuda_memory_bytes() is not None:
+            memory = Gauge("openklein_device_memory_bytes", "CUDA memory that tensors take", registry=registry)
+            memory.set_function(lambda: cuda_memory_bytes() or 0)
+        ProcessCollector(registry=registry)
+
+    def observe(self, record: RequestRecord) -> None:
+        """Count one request and the picture it made, if any."""
+        self._requests.labels(record.route, str(record.status)).inc()
+        self._request_seconds.labels(record.route).observe(record.seconds)
+        if (made := record.admission) and record.timings:
+            for stage, seconds in record.timings.items():
+                histogram = self._queue_wait if stage == "queue" else self._stage_seconds.labels(stage)
+                histogram.observe(seconds)
+            self._images.labels(made.model, made.workflow).inc()
+            self._megapixels.labels(made.model, made.workflow).inc(made.width * made.height / 1e6)
+
+    def render(self) -> bytes:
+        """Write all metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
