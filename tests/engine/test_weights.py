@@ -8,6 +8,7 @@ from torch import Tensor
 
 from openklein.contract import DEFAULT_MODEL, MINI_MODEL
 from openklein.engine.catalog import CATALOG
+from openklein.engine.manifest import Manifest, ModelFile, write_manifest
 from openklein.engine.types import ImageRequest
 from openklein.engine.weights import installed, load_card, load_pipeline, model_folder
 from openklein.errors import WeightsInvalid, WeightsMissing
@@ -107,6 +108,23 @@ class TestInstalled:
             path.touch()
         assert installed(DEFAULT_MODEL, tmp_path)
         files[-1].unlink()
+        assert not installed(DEFAULT_MODEL, tmp_path)
+
+    def test_a_download_counts_once_it_is_complete(self, tmp_path: Path) -> None:
+        folder = tmp_path / DEFAULT_MODEL
+        files = tuple(
+            ModelFile(patterns[0].replace("*", "part"), 4, "sha256:0")
+            for patterns in CATALOG[DEFAULT_MODEL].files.values()
+        )
+        for file in files:
+            (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file.path).write_bytes(b"1234")
+        manifest = Manifest("someone/a-model", "c" * 40, files, is_complete=False)
+        write_manifest(folder, manifest)
+        assert not installed(DEFAULT_MODEL, tmp_path)
+        write_manifest(folder, replace(manifest, is_complete=True))
+        assert installed(DEFAULT_MODEL, tmp_path)
+        (folder / files[1].path).write_bytes(b"123")
         assert not installed(DEFAULT_MODEL, tmp_path)
 
     def test_klein_mini_lies_in_the_package(self, tmp_path: Path) -> None:

@@ -12,12 +12,29 @@ from openklein.engine.transformer import TransformerConfig
 
 
 @dataclass(frozen=True, slots=True)
+class HubSource:
+    """Where the model hub keeps a model, and which of its files we read: never one that can hold code."""
+
+    repository: str
+    revision: str  # branch, tag or commit; a download records the commit it stood for
+    patterns: tuple[str, ...]
+
+
+DIFFUSERS_FILES: Final = (
+    "model_index.json",
+    "tokenizer/*.json",
+    *(f"{part}/*.{suffix}" for part in ("text_encoder", "transformer", "vae") for suffix in ("json", "safetensors")),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
     """A model: its sizes, its steps, and how it looks at pictures."""
 
     id: str
     description: str
     licence: str
+    source: HubSource | None  # None: shipped in the package
     steps: int
     token_px: int  # output pixels that one token covers, each way
     reference_min_area: int  # smaller references are scaled up to this many pixels
@@ -34,6 +51,7 @@ KLEIN_4B: Final = ModelCard(
     id=DEFAULT_MODEL,
     description="FLUX.2 [klein] 4B by Black Forest Labs",
     licence="Apache-2.0",
+    source=HubSource("black-forest-labs/FLUX.2-klein-4B", "main", DIFFUSERS_FILES),
     steps=4,
     token_px=16,
     reference_min_area=0,
@@ -75,6 +93,7 @@ KLEIN_MINI: Final = ModelCard(
     id=MINI_MODEL,
     description="a small model for illustrations and icons, trained by this project",
     licence="Apache-2.0",
+    source=None,
     steps=4,
     token_px=128,
     # its own outputs pass unscaled, and padding undoes the crop that made them

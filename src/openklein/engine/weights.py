@@ -13,6 +13,7 @@ from openklein.engine.autoencoder import Autoencoder, AutoencoderConfig
 from openklein.engine.catalog import CATALOG, ModelCard
 from openklein.engine.checkpoint import Stored, fill, find_files, match, read_headers
 from openklein.engine.device import DeviceChoice, choose_device
+from openklein.engine.manifest import has_its_size, read_manifest
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder, TextEncoderConfig
@@ -28,8 +29,10 @@ def model_folder(model_id: str, models_dir: Path) -> Path:
 
 
 def installed(model_id: str, models_dir: Path) -> bool:
-    """Tell whether every part of a model has files here."""
+    """Tell whether a model was downloaded to its end, or else put here by hand with files for every part."""
     folder = model_folder(model_id, models_dir)
+    if manifest := read_manifest(folder):
+        return manifest.is_complete and all(has_its_size(file, folder) for file in manifest.files)
     return all(any(any(folder.glob(pattern)) for pattern in patterns) for patterns in CATALOG[model_id].files.values())
 
 
