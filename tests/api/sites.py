@@ -2,7 +2,6 @@
 
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from openklein.settings import Settings
 from openklein.storage.database import Database
 from openklein.storage.keys import create_key
 from tests.api.hosts import resolve
+from tests.waiting import wait_until
 
 
 @dataclass(slots=True)
@@ -144,10 +144,3 @@ def serving(app: FastAPI) -> Iterator[int]:
         finally:
             server.should_exit = True
             thread.join()
-
-
-def wait_until(holds: Callable[[], bool], timeout_s: float = 20) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < give_up_at, "waited too long"
-        time.sleep(0.005)

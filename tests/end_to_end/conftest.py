@@ -4,12 +4,12 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.servers import ROOT, Server, StartServer, clean_environment
+from tests.end_to_end.servers import ROOT, Server, StartServer, running
 
 WEIGHTS = ROOT / "src" / "openklein" / "weights" / "klein_mini" / "transformer.safetensors"
 
@@ -38,23 +38,9 @@ def openklein(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start_server(openklein: Path, tmp_path_factory: pytest.TempPathFactory) -> StartServer:
-    @contextmanager
-    def start(data_dir: Path, *flags: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-        folder = tmp_path_factory.mktemp("server")
+    def start(data_dir: Path, *flags: str, env: dict[str, str] | None = None) -> AbstractContextManager[Server]:
         command = [str(openklein), "serve", "--port", "0", "--data-dir", str(data_dir), *flags]
-        with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
-            process = subprocess.Popen(
-                command, cwd=folder, env={**clean_environment(), **(env or {})}, stdout=stdout, stderr=stderr
-            )
-        try:
-            yield Server(process, folder)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        return running(command, tmp_path_factory.mktemp("server"), env or {})
 
     return start
 

@@ -4,7 +4,8 @@ import os
 import re
 import subprocess
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +58,24 @@ class Server:
                 return
             time.sleep(0.1)
         raise AssertionError(f"the server was not ready after {READY_TIMEOUT_S} s:\n{self.log}")
+
+
+@contextmanager
+def running(command: list[str], folder: Path, env: dict[str, str]) -> Iterator[Server]:
+    """Run a server in an empty folder, which takes its output; end it with the context."""
+    with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**clean_environment(), **env}, stdout=stdout, stderr=stderr
+        )
+    try:
+        yield Server(process, folder)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def is_ready(server: Server) -> bool:

@@ -13,6 +13,7 @@ from openklein.engine.types import ImageRequest, ImageResult, Progress
 from openklein.engine.worker import Worker
 from openklein.errors import DeadlineExceeded, PromptTooLong, ShuttingDown, WeightsMissing
 from tests import tiny
+from tests.waiting import wait_until
 
 REQUEST = ImageRequest("a red apple", 128, 128, seed=1)
 
@@ -64,13 +65,6 @@ def bench(tiny_pipeline: Pipeline) -> Iterator[Bench]:
     wait_until(lambda: worker.ready)
     yield Bench(worker, pipeline)
     worker.close(timeout_s=20)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < give_up_at, "waited too long"
-        time.sleep(0.002)
 
 
 class TestPictures:

@@ -7,7 +7,10 @@ import signal
 import socket
 import sys
 import threading
+import time
 from functools import partial
+from math import ceil
+from types import FrameType
 from typing import NoReturn
 
 import uvicorn
@@ -92,32 +95,44 @@ def base_url(host: str, port: int) -> str:
     return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
+class Server(uvicorn.Server):
+    """Note that a stop is wished, and keep serving: until the last image is made, others are refused in words."""
+
+    stop_asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal; uvicorn would close the door at once, on requests that have just arrived."""
+        self.stop_asked = True
+
+
 async def run(settings: Settings, database: Database, worker: Worker, listener: socket.socket, url: str) -> int:
-    app = create_app(settings, database, worker)
-    server = uvicorn.Server(server_config(app, stop_timeout_s=FINISH_ANSWERS_S))
-    # uvicorn hands a signal on once it is done, to end the process by it; this keeps the exit code ours.
+    config = server_config(create_app(settings, database, worker), stop_timeout_s=FINISH_ANSWERS_S)
+    server = Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+        signal.signal(number, server.handle_exit)  # before uvicorn does the same, and after it undoes it
     logger.info("listening on %s; images can be asked for once the model is warm", url)
     worker.start()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     is_announced = False
-    while not (server.should_exit or serving.done()):
+    while not (server.stop_asked or serving.done()):
         if worker.error is not None:
             logger.error("The server stops: %s", describe(worker.error))
-            server.should_exit = True
-        elif worker.ready and not is_announced:
+            break
+        if worker.ready and not is_announced:
             announce(settings, database, url)
             is_announced = True
         await asyncio.sleep(POLL_S)
     logger.info("stopping")
+    began = time.monotonic()
     await close(worker)
+    config.timeout_graceful_shutdown = max(1, ceil(FINISH_ANSWERS_S - (time.monotonic() - began)))
+    server.should_exit = True
     await serving
     return exit_code_of(worker)
 
 
 async def close(worker: Worker) -> None:
-    """Stop the worker, while the server sends its last answers; leave for good if anything hangs."""
+    """Stop the worker, while the server refuses new requests; leave for good if anything hangs."""
     backstop = threading.Timer(GIVE_UP_S, leave, args=[exit_code_of(worker)])
     backstop.daemon = True
     backstop.start()

@@ -20,7 +20,8 @@ from tests.api.conftest import MakeSite
 from tests.api.hosts import LOOPBACK_HOSTS, PRIVATE_HOSTS, resolve
 from tests.api.listener import Listener
 from tests.api.pictures import data_uri, encode, plain
-from tests.api.sites import Site, expect_error, wait_until
+from tests.api.sites import Site, expect_error
+from tests.waiting import wait_until
 
 
 def opened(response: httpx.Response) -> Image.Image:

@@ -1,0 +1,24 @@
+"""Run `openklein serve` with a model that says "held" in its first picture and waits there for SIGUSR1."""
+
+import signal
+import sys
+import threading
+
+from openklein.cli import serve
+from openklein.cli.main import main
+from tests import tiny
+from tests.api.sites import GatedPipeline
+
+
+def tell(is_inside: threading.Event) -> None:
+    is_inside.wait()
+    print("held", flush=True)
+
+
+if __name__ == "__main__":
+    held = GatedPipeline(tiny.tiny_pipeline())
+    held.gate.clear()
+    signal.signal(signal.SIGUSR1, lambda *_: held.gate.set())
+    threading.Thread(target=tell, args=(held.is_inside,), daemon=True).start()
+    serve.load_pipeline = lambda *_: held  # type: ignore[assignment, return-value]
+    sys.exit(main(["serve", *sys.argv[1:]]))
