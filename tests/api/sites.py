@@ -17,7 +17,8 @@ from openklein.api.connections import server_config
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.scheduler import Scheduler
 from openklein.engine.types import ImageRequest, ImageResult, Progress
-from openklein.engine.worker import WARM_UP, Worker
+from openklein.engine.warm_up import WARM_UP
+from openklein.engine.worker import Worker
 from openklein.settings import Settings
 from openklein.storage.database import Database
 from openklein.storage.keys import create_key

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openklein.cli.serve import announce, base_url, listen, serve
+from openklein.cli.serve import announce, base_url, listen, serve, warn_if_slow
 from openklein.cli.store import open_database
 from openklein.errors import InvalidSetting
 from openklein.settings import Settings
@@ -57,6 +57,15 @@ def test_revoked_keys_are_not_replaced_behind_the_operators_back(
     assert capsys.readouterr().out == ""
     assert len(list_keys(database)) == 1
     assert "All API keys are revoked" in caplog.text
+
+
+def test_a_device_too_slow_for_the_time_allowed_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    warn_if_slow(119.9, 120.0)
+    assert caplog.text == ""
+    warn_if_slow(341.23, 120.0)
+    assert "1024x1024 is expected to take 341.2 s here" in caplog.text
+    assert "may take 120 s" in caplog.text
+    assert "--request-timeout-s" in caplog.text
 
 
 @pytest.mark.parametrize(

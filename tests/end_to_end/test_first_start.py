@@ -31,6 +31,7 @@ def test_the_key_is_printed_once_and_never_logged(server: Server) -> None:
 def test_the_log_names_the_stand_in_and_the_reason_of_the_dtype(server: Server) -> None:
     assert "klein-mini stands in for flux2-klein-4b" in server.log
     assert re.search(r"device: \w+, b?float\d+: \w+", server.log)
+    assert "WARNING" not in server.log
 
 
 def test_the_log_has_request_ids_but_no_prompts(server: Server) -> None:
@@ -57,6 +58,13 @@ def test_a_second_start_keeps_the_key_and_prints_none(start_server: StartServer,
         assert "klein_" not in second.stdout
         with second.client(key) as client:
             assert client.post("/v1/generate", json={"prompt": "a red apple"}).status_code == 200
+
+
+def test_a_device_that_cannot_make_the_time_is_named(start_server: StartServer, tmp_path: Path) -> None:
+    with start_server(tmp_path / "data", "--request-timeout-s", "0.001") as server:
+        server.wait_until_ready()
+        assert server.key  # which is printed after it
+        assert re.search(r"WARNING .* 1024x1024 is expected to take \d+\.\d s here.* may take 0\.001 s", server.log)
 
 
 def test_a_fixed_key_from_the_environment_is_enough(start_server: StartServer, tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ class TestPictures:
         assert bench.worker.ready and bench.worker.error is None
         assert bench.worker.pipeline.card.id == "klein-mini"
 
+    def test_a_full_picture_is_estimated_from_the_warm_up(self, bench: Bench) -> None:
+        assert 0 < bench.worker.estimate_s < 60
+
 
 class TestSurvival:
     def test_an_error_goes_to_its_request_alone(self, bench: Bench) -> None:

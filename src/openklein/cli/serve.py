@@ -89,6 +89,18 @@ def announce(settings: Settings, database: Database, url: str) -> None:
     )
 
 
+def warn_if_slow(estimate_s: float, limit_s: float) -> None:
+    """Say at start what every client would otherwise find out by a 504."""
+    if estimate_s > limit_s:
+        logger.warning(
+            "An image of 1024x1024 is expected to take %.1f s here, judged by the warm-up at 256x256, and a request "
+            "may take %g s: such requests will end in 504. Raise --request-timeout-s, serve a smaller model (--model), "
+            "or use a faster device.",
+            estimate_s,
+            limit_s,
+        )
+
+
 def base_url(host: str, port: int) -> str:
     """Give an address that reaches the server from this machine."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -119,6 +131,7 @@ async def run(settings: Settings, database: Database, worker: Worker, listener: 
             logger.error("The server stops: %s", describe(worker.error))
             break
         if worker.ready and not is_announced:
+            warn_if_slow(worker.estimate_s, settings.request_timeout_s)
             announce(settings, database, url)
             is_announced = True
         await asyncio.sleep(POLL_S)

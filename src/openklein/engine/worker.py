@@ -8,12 +8,11 @@ from threading import Thread
 
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.scheduler import Scheduler, Ticket
-from openklein.engine.types import ImageRequest
+from openklein.engine.warm_up import warm_up
 from openklein.errors import ShuttingDown
 
 logger = logging.getLogger(__name__)
 
-WARM_UP = ImageRequest("a red apple", width=256, height=256, seed=0)
 TAKE_TIMEOUT_S = 3600.0
 LAST_STEP_S = 1.0  # how long `close` waits for the step that runs to end
 
@@ -24,6 +23,7 @@ class Worker:
     def __init__(self, load: Callable[[], Pipeline], scheduler: Scheduler) -> None:
         self.scheduler = scheduler
         self.error: BaseException | None = None  # what the load or the warm-up raised
+        self.estimate_s = 0.0  # how long a picture of 1024x1024 is expected to take, once ready
         self._load = load
         self._pipeline: Pipeline | None = None
         self._running: Ticket | None = None
@@ -64,7 +64,7 @@ class Worker:
         started = time.monotonic()
         try:
             pipeline = self._load()
-            pipeline.generate(WARM_UP)
+            self.estimate_s = warm_up(pipeline)
         except BaseException as error:
             logger.exception("The model could not be loaded.")
             self.error = error
