@@ -3,9 +3,11 @@
 import signal
 import sys
 import threading
+from typing import cast
 
 from openklein.cli import serve
 from openklein.cli.main import main
+from openklein.engine.pipeline import Pipeline
 from tests import tiny
 from tests.api.sites import GatedPipeline
 
@@ -20,5 +22,5 @@ if __name__ == "__main__":
     held.gate.clear()
     signal.signal(signal.SIGUSR1, lambda *_: held.gate.set())
     threading.Thread(target=tell, args=(held.is_inside,), daemon=True).start()
-    serve.load_pipeline = lambda *_: held  # type: ignore[assignment, return-value]
+    serve.load_pipeline = lambda *_: cast("Pipeline", held)  # type: ignore[attr-defined]
     sys.exit(main(["serve", *sys.argv[1:]]))

@@ -23,7 +23,7 @@ def counted_operations(card: ModelCard, side_px: int) -> int:
         rotary = transformer.rotary(torch.cat([text_ids(text), image_ids(side, side)]).to("meta"))
         with FlopCounterMode(display=False) as counter:
             transformer(image, features, torch.empty(1), rotary)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 @pytest.mark.parametrize("card", [KLEIN_4B, KLEIN_MINI], ids=lambda card: card.id)
