@@ -1,4 +1,4 @@
-"""Train klein-mini's flow transformer, and its text encoder a little further, on precomputed latents.
+"""Train klein-mini's flow transformer on precomputed latents; the text encoder stays as it was taught.
 
 `python -m training.flow --work FOLDER --minutes 95` resumes FOLDER/flow.
 """
@@ -26,20 +26,22 @@ from training.data import read_concepts
 from training.pool import Sample
 from training.scenes import Scene, Thing, caption, default_style, word_edit, word_layout
 
-KINDS = {  # kind: share of the steps, batch size; plain ones are of the style that a prompt without a style gets
-    "plain": (0.42, 32),
-    "text": (0.35, 32),
-    "edit": (0.17, 20),
-    "layout": (0.06, 10),
+KINDS = {  # kind: its share of the steps in the first and the second half, batch size
+    "plain": (0.62, 0.28, 32),  # in the style that a prompt without a style gets
+    "text": (0.30, 0.27, 32),
+    "edit": (0.06, 0.35, 20),
+    "layout": (0.02, 0.10, 10),
 }
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
+HIGH_NOISE_SHARE = 0.6
 LONG_TEXT_SHARE = 0.15
-MUON_RATE, NORM_RATE, TEXT_RATE, OTHER_RATE = 4e-3, 1e-2, 1e-4, 2e-3
+MUON_RATE, NORM_RATE, CONTEXT_RATE, OTHER_RATE = 4e-3, 1e-2, 1e-4, 2e-3
+CONTEXT_STD = 5.0
 
 
 class MiniModel(nn.Module):
-    """The two parts that are trained together."""
+    """The two parts that turn a prompt and noise into a picture's latents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,15 +49,38 @@ class MiniModel(nn.Module):
         self.text_encoder = TextEncoder(KLEIN_MINI.text_encoder)
 
     def forward(self, image: Tensor, ids: Tensor, mask: Tensor, sigma: Tensor, rotary: Rotary) -> Tensor:
-        velocity: Tensor = self.transformer(image, self.text_encoder(ids, mask), sigma, rotary)
+        with torch.no_grad():
+            features = self.text_encoder(ids, mask)
+        velocity: Tensor = self.transformer(image, features, sigma, rotary)
         return velocity
 
 
-def initialise(model: MiniModel) -> None:
-    """Start every block as the identity: what modulates or leaves the model begins at zero."""
+def initialise(model: MiniModel, work: Path) -> None:
+    """Start every block as the identity, and the text encoder as it was taught, to stay so."""
     for name, parameter in model.transformer.named_parameters():
         if "modulation" in name or name.startswith(("norm_out", "proj_out")):
             nn.init.zeros_(parameter)
+    model.text_encoder.load_state_dict(load_average(work / "text"))
+    model.text_encoder.requires_grad_(False)
+
+
+@torch.no_grad()
+def whiten_context(model: MiniModel, pool: "Pool") -> None:
+    """Set the context embedder so that every direction of the text features counts alike.
+
+    A learned one grows along the few directions that pay first, those of the background's colour, until
+    layer normalisation leaves next to nothing of the many that tell one thing from another.
+    """
+    captions = [caption(scene, pool.concepts, pool.rng) for scene in pool.scenes if len(scene.things) == 1]
+    chosen = [captions[i] for i in pool.rng.integers(len(captions), size=2048)]
+    ids, mask = pool.tokenizer.encode(chosen)
+    features = model.text_encoder(ids, mask)[mask.bool()]
+    power, directions = torch.linalg.eigh(features.T @ features / len(features))
+    kept = slice(-model.transformer.context_embedder.out_features, None)
+    power, directions = power[kept], directions[:, kept]
+    rotation = nn.init.orthogonal_(torch.empty(len(power), len(power)))
+    scale = CONTEXT_STD / torch.sqrt(power + 0.003 * power.max())
+    model.transformer.context_embedder.weight.copy_(rotation @ (directions * scale).T)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +116,7 @@ class Pool:
         self.latents = torch.cat([((part - self.mean) / std).bfloat16() for part in torch.split(latents, 1 << 16)])
         self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
         self.rng = np.random.default_rng(seed)
+        self.half = 1
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
@@ -119,12 +145,12 @@ class Pool:
 
     def choose(self) -> tuple[tuple[Grid, ...], list[Sample]]:
         """Draw a kind by its share, a shape by its frequency, and samples of that shape."""
-        kind = list(KINDS)[self.rng.choice(len(KINDS), p=[share for share, _ in KINDS.values()])]
+        kind = list(KINDS)[self.rng.choice(len(KINDS), p=[row[self.half] for row in KINDS.values()])]
         shapes = self.shapes[kind]
         counts = np.array([len(samples) for samples in shapes.values()])
         shape = list(shapes)[self.rng.choice(len(shapes), p=counts / counts.sum())]
         samples = shapes[shape]
-        return shape, [samples[i] for i in self.rng.integers(len(samples), size=KINDS[kind][1])]
+        return shape, [samples[i] for i in self.rng.integers(len(samples), size=KINDS[kind][2])]
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -139,9 +165,10 @@ class Pool:
 
 
 def draw_sigma(count: int) -> Tensor:
-    """Draw noise levels, more of the high ones: a logit-normal, shifted."""
+    """Draw noise levels: a shifted logit-normal, and as often those where caption and references decide alone."""
     uniform = torch.sigmoid(torch.randn(count))
-    return SIGMA_SHIFT * uniform / (1 + (SIGMA_SHIFT - 1) * uniform)
+    shifted = SIGMA_SHIFT * uniform / (1 + (SIGMA_SHIFT - 1) * uniform)
+    return torch.where(torch.rand(count) < HIGH_NOISE_SHARE, 0.85 + 0.15 * torch.rand(count), shifted)
 
 
 def flow_loss(model: MiniModel, batch: Batch) -> Tensor:
@@ -166,19 +193,15 @@ def compile_blocks(model: MiniModel) -> None:
 
 
 def make_optimizers(model: MiniModel) -> list[torch.optim.Optimizer]:
-    """Give the matrices inside the transformer's blocks to Muon, everything else to AdamW.
-
-    The text encoder moves slowest, and never by Muon: its gradient is faint, Muon would make full steps of
-    it, and the features would drift faster than the transformer can learn to read them.
-    """
+    """Give the matrices inside the transformer's blocks to Muon, everything else to AdamW."""
     hidden: list[nn.Parameter] = []
-    others: dict[float, list[nn.Parameter]] = {TEXT_RATE: [], NORM_RATE: [], OTHER_RATE: []}
-    for name, parameter in model.named_parameters():
+    others: dict[float, list[nn.Parameter]] = {CONTEXT_RATE: [], NORM_RATE: [], OTHER_RATE: []}
+    for name, parameter in model.transformer.named_parameters():
         if "_blocks." in name and parameter.ndim == 2:
             hidden.append(parameter)
         else:
-            is_text = name.startswith("text_encoder")
-            others[TEXT_RATE if is_text else NORM_RATE if parameter.ndim == 1 else OTHER_RATE].append(parameter)
+            is_context = name.startswith("context_embedder")
+            others[CONTEXT_RATE if is_context else NORM_RATE if parameter.ndim == 1 else OTHER_RATE].append(parameter)
     groups = [{"params": parameters, "lr": rate} for rate, parameters in others.items()]
     return [
         torch.optim.Muon(hidden, MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
@@ -189,17 +212,20 @@ def make_optimizers(model: MiniModel) -> list[torch.optim.Optimizer]:
 def train(work: Path, minutes: float) -> None:
     torch.manual_seed(0)
     model = MiniModel()
-    initialise(model)
-    model.text_encoder.load_state_dict(load_average(work / "text"))
+    initialise(model, work)
     optimizers = make_optimizers(model)
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     average = Average(model, 0.999)
     parts = {"model": model, "average": average, "muon": optimizers[0], "adam": optimizers[1]}
     run = Run(work / "flow", minutes, parts)
+    pool = Pool(work, seed=run.step)
+    if run.step == 0:
+        whiten_context(model, pool)
     torch.manual_seed(run.step)
     compile_blocks(model)
-    batches = iter(Pool(work, seed=run.step))
+    batches = iter(pool)
     for _ in run:
+        pool.half = int(run.progress > 0.5)
         batch = next(batches)
         scale = run.learning_rate_scale(decay_from=0.75)
         for optimizer, rates in zip(optimizers, peak_rates, strict=True):
