@@ -1,6 +1,6 @@
 # Everything that can be done here; `make` lists it.
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test check format docs wheel constraints clean
+.PHONY: help venv serve test check format docs wheel constraints audit clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -40,6 +40,12 @@ constraints: ## resolve all versions anew into constraints.txt, but for torch, w
 	  > constraints.new
 	mv constraints.new constraints.txt
 	rm -r $(VENV)-constraints
+
+audit: ## compare the versions in constraints.txt with the known vulnerabilities (needs the network)
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --disable-pip --no-deps -r constraints.txt
+	rm -r $(VENV)-audit
 
 clean: ## remove the virtual environment and what was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from openklein.api import middleware
 from openklein.api.middleware import BodyLimit, HostCheck, RequestBorder
-from openklein.errors import DeadlineExceeded
+from openklein.errors import DeadlineExceeded, QueueFull
 from openklein.settings import Settings
 from tests.api.conftest import MakeSite
 from tests.api.sites import Site, expect_error
@@ -194,6 +194,36 @@ def test_a_body_that_trickles_in_has_a_deadline() -> None:
 def test_a_client_may_listen_longer_than_it_may_send() -> None:
     left = {"type": "http.disconnect"}
     assert run_body_limit([(0, PART), (0, END), (0.6, left)], timeout_s=0.3) == [PART, END, left]
+
+
+def test_bodies_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(middleware, "MAX_BODIES_HELD", 2)
+    part = {"type": "http.request", "body": bytes(600), "more_body": False}
+    scope: dict[str, Any] = {"type": "http", "headers": [(b"content-length", b"600")]}
+
+    async def hold(scope: Scope, receive: Receive, _send: Send) -> None:
+        assert len((await receive())["body"]) == 600
+        await scope["leave"].wait()
+
+    async def next_part() -> Message:
+        return part
+
+    async def send(_message: Message) -> None:
+        pass
+
+    async def hold_and_leave() -> None:
+        leave = asyncio.Event()
+        limit = BodyLimit(hold, 1000, 60)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(limit({**scope, "leave": leave}, next_part, send))
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFull, match="as many bytes of requests as it can"):
+                await limit({**scope, "leave": leave}, next_part, send)
+            leave.set()
+        await limit({**scope, "leave": leave}, next_part, send)
+
+    asyncio.run(hold_and_leave())
 
 
 # Stopping

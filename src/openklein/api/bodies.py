@@ -39,7 +39,9 @@ def _read_json_call(raw: bytes) -> GenerateCall:
     try:
         fields = read_json(raw)
     except ValueError as error:
-        raise InvalidRequest("The body is not valid JSON, or gives a field twice.") from error
+        raise InvalidRequest(
+            "The body is not valid JSON, gives a field twice, or holds thousands of values."
+        ) from error
     if not isinstance(fields, dict):
         raise InvalidRequest("The body is JSON but not an object; send an object with at least a prompt.")
     files = fields.pop("images", [])

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute
@@ -17,12 +18,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openklein.api.error_responses import error_response, fault_response
 from openklein.api.records import Observe, record_request
-from openklein.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, ShuttingDown
+from openklein.errors import BodyTooLarge, DeadlineExceeded, InvalidRequest, QueueFull, ShuttingDown
 from openklein.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT_S = 10.0
+MAX_BODIES_HELD = 16  # times the largest body allowed: 1 GB unless set otherwise
 HEADERS = {  # of every answer, where a route has not set its own
     "x-content-type-options": "nosniff",
     "cache-control": "no-store",
@@ -106,23 +108,37 @@ class BodyLimit:
         self._app = app
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
+        self._held = _Held(most=MAX_BODIES_HELD * max_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        body = _Body(Headers(scope=scope), receive, self._max_bytes, self._timeout_s)
+        body = _Body(Headers(scope=scope), receive, self._max_bytes, self._timeout_s, self._held)
 
         async def send_after_body(message: Message) -> None:
             if message["type"] == "http.response.start":
                 await body.drain()
             await send(message)
 
-        await self._app(scope, body.receive, send_after_body)
+        try:
+            await self._app(scope, body.receive, send_after_body)
+        finally:
+            body.release()
+
+
+@dataclass(slots=True)
+class _Held:
+    """How many bytes of bodies the requests of one app hold together."""
+
+    most: int
+    count: int = 0
 
 
 class _Body:
-    def __init__(self, headers: Headers, receive: Receive, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, headers: Headers, receive: Receive, max_bytes: int, timeout_s: float, held: _Held) -> None:
         self._receive = receive
+        self._held = held
+        self._kept = 0
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._deadline = asyncio.get_running_loop().time() + timeout_s
@@ -133,7 +149,7 @@ class _Body:
         self._count = 0
 
     async def receive(self) -> Message:
-        """Pass the next message on; raises BodyTooLarge, or DeadlineExceeded while there is body to come."""
+        """Pass the next message on; raises BodyTooLarge, QueueFull, or DeadlineExceeded while there is body to come."""
         if self._declared > self._max_bytes:
             raise self._too_large(self._declared)
         try:
@@ -143,7 +159,15 @@ class _Body:
             raise DeadlineExceeded(f"The body did not arrive within the {self._timeout_s:g} s allowed.") from error
         if self._count > self._max_bytes:
             raise self._too_large(self._count)
+        self._held.count += self._count - self._kept
+        self._kept = self._count
+        if self._held.count > self._held.most:
+            raise QueueFull("The server holds as many bytes of requests as it can; try again shortly.")
         return message
+
+    def release(self) -> None:
+        """Count the body as held no more."""
+        self._held.count -= self._kept
 
     async def drain(self) -> None:
         """Read and drop the rest, up to as many bytes again as the limit."""

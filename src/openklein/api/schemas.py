@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from openklein.contract import DEFAULT_ASPECT_RATIO, DEFAULT_MODEL, MAX_SEED, MODEL_IDS, RESOLUTIONS
 from openklein.errors import InvalidRequest, UnknownModel
 
+MAX_JSON_MARKS = 10_000  # brackets and commas; parsed, each may take 20 times the bytes it came in
+
 
 def one_of(allowed: Collection[str]) -> Callable[[str], str]:
     def check(value: str) -> str:
@@ -76,7 +78,10 @@ def refusal(name: str, value: Any) -> InvalidRequest:
 
 
 def read_json(text: str | bytes) -> Any:
-    """Parse JSON in which no member is given twice; raises ValueError for everything else."""
+    """Parse JSON of few values in which no member is given twice; raises ValueError for everything else."""
+    raw = text.encode() if isinstance(text, str) else text
+    if sum(map(raw.count, (b"[", b"{", b","))) > MAX_JSON_MARKS:
+        raise ValueError("too many values")
     try:
         return json.loads(text, object_pairs_hook=_unique_members)
     except RecursionError as error:

@@ -15,6 +15,7 @@ from openklein.contract import MAX_REFERENCE_ASPECT, MIN_REFERENCE_SIDE_PX
 from openklein.errors import InvalidImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_JPEG_SCANS = 64  # encoders write about 10; each one can be 100 bytes that cost a pass over all pixels
 
 # What Pillow's readers raise on bytes that are not what they claim to be.
 _DECODING_ERRORS = (
@@ -43,6 +44,8 @@ def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
     except _DECODING_ERRORS as error:
         raise InvalidImage(f"The file of {len(data)} bytes is not a readable PNG, JPEG or WebP image.") from error
     _check_size(image.width, image.height, max_pixels)
+    if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise InvalidImage(f"The JPEG image has more than {MAX_JPEG_SCANS} scans; save it as a baseline JPEG.")
     try:
         image.verify()  # the checksums and the end of a PNG, whose lack loading would overlook; uses the object up
         return _flatten(ImageOps.exif_transpose(Image.open(BytesIO(data), formats=FORMATS)))
