@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from openklein.api import connections
 from openklein.api.connections import MAX_HEADER_BYTES, server_config
-from tests.api.sites import wait_until
+from tests.waiting import wait_until
 
 LARGE = 64_000_000  # more than any kernel keeps for a client that does not read
 

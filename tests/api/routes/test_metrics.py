@@ -7,7 +7,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from openklein.api.metrics import Metrics
 from tests.api.conftest import MakeSite
 from tests.api.pictures import data_uri, plain
-from tests.api.sites import Site, expect_error, wait_until
+from tests.api.sites import Site, expect_error
+from tests.waiting import wait_until
 
 MADE = {"model": "klein-mini", "workflow": "text-to-image"}
 
