@@ -5,12 +5,14 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
+from PIL import Image
 
 from openklein.api.app import create_app
 from openklein.api.connections import server_config
@@ -106,6 +108,14 @@ def expect_error(response: httpx.Response, status: int) -> str:
     assert isinstance(body["detail"], str)
     assert body["detail"]
     return body["detail"]
+
+
+def expect_image(response: httpx.Response) -> Image.Image:
+    """Return the picture of an answer, decoded to its last byte."""
+    assert response.status_code == 200, response.text[:500]
+    image = Image.open(BytesIO(response.content))
+    image.load()
+    return image
 
 
 @contextmanager

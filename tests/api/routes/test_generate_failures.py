@@ -1,0 +1,97 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.api.conftest import MakeSite
+from tests.api.listener import Listener
+from tests.api.pictures import data_uri, plain
+from tests.api.sites import Site, expect_error
+from tests.waiting import wait_until
+
+
+def test_faults_of_ours_are_opaque_and_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.pipeline.error = RuntimeError("secret internals")
+    try:
+        response = site.generate(prompt="a secret prompt")
+    finally:
+        site.pipeline.error = None
+    request_id = response.headers["x-request-id"]
+    assert expect_error(response, 500) == f"Unexpected server error; its request id is {request_id}."
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert request_id in record.getMessage()
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "secret internals"
+    assert "a secret prompt" not in caplog.text
+    assert site.generate().status_code == 200
+
+
+def test_a_full_queue_refuses(make_site: MakeSite) -> None:
+    with make_site(queue_size=1) as site, ThreadPoolExecutor(2) as threads, site.pipeline.held():
+        running = threads.submit(site.generate)
+        wait_until(site.pipeline.is_inside.is_set)
+        waiting = threads.submit(site.generate)
+        wait_until(lambda: site.worker.scheduler.depth == 1)
+        assert "queue is full" in site.refusal(503)
+        site.pipeline.gate.set()
+        assert running.result().status_code == waiting.result().status_code == 200
+
+
+def test_a_server_without_a_model_refuses_after_judging(make_site: MakeSite) -> None:
+    with make_site(is_ready=False) as site:
+        assert "starting or stopping" in site.refusal(503)
+        assert "prompt is required" in expect_error(site.client.post("/v1/generate", json={}), 422)
+        site.worker.error = RuntimeError("no weights")
+        assert "could not be loaded" in site.refusal(503)
+
+
+def test_a_server_that_stops_fails_what_waits(make_site: MakeSite) -> None:
+    with make_site() as site, ThreadPoolExecutor(3) as threads, site.pipeline.held():
+        running = threads.submit(site.generate)
+        wait_until(site.pipeline.is_inside.is_set)
+        waiting = threads.submit(site.generate)
+        wait_until(lambda: site.worker.scheduler.depth == 1)
+        closing = threads.submit(site.worker.close, 10)
+        assert "shutting down" in expect_error(waiting.result(), 503)
+        assert "starting or stopping" in site.refusal(503)
+        site.pipeline.gate.set()
+        assert running.result().status_code == 200
+        closing.result()
+
+
+def test_the_deadline_is_answered_in_the_middle_of_a_step(make_site: MakeSite) -> None:
+    with make_site(request_timeout_s=1) as site:
+        with site.pipeline.held():
+            assert site.refusal(504) == "The request took longer than the 1 s allowed."
+            assert site.pipeline.is_inside.is_set()
+            assert site.pipeline.steps == 0
+        wait_until(lambda: site.pipeline.ended == 1)
+        assert site.pipeline.steps == 1, "the work went on after the deadline"
+
+
+def test_the_deadline_covers_the_queue(make_site: MakeSite) -> None:
+    with make_site(request_timeout_s=1) as site, ThreadPoolExecutor(2) as threads, site.pipeline.held():
+        answers = [threads.submit(site.generate) for _ in range(2)]
+        assert [answer.result().status_code for answer in answers] == [504, 504]
+        assert len(site.pipeline.requests) == 1
+
+
+def test_the_deadline_covers_fetching(make_site: MakeSite, listener: Listener) -> None:
+    url = listener.answer("/", lambda _: time.sleep(1.5))
+    with make_site(request_timeout_s=0.3) as site:
+        site.refusal(504, image_uris=[url])
+        assert site.pipeline.requests == []
+
+
+def test_the_log_quotes_nothing_that_was_sent(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger="openklein")
+    caplog.set_level("DEBUG", logger="uvicorn")
+    response = site.generate(prompt="a secret prompt", image_uris=[data_uri(plain())], seed=1)
+    site.refusal(422, prompt="a secret prompt", model="secret model")
+    site.client.get("/secret/path?key=secret")
+    wait_until(lambda: caplog.text.count("openklein.api.middleware") >= 3)
+    # uvicorn's access log is off; pytest listens to it all the same.
+    text = "\n".join(record.getMessage() for record in caplog.records if record.name != "uvicorn.access")
+    assert response.headers["x-request-id"] in text
+    assert "secret" not in text
+    assert site.key not in text
