@@ -89,7 +89,7 @@ def test_the_log_quotes_nothing_that_was_sent(site: Site, caplog: pytest.LogCapt
     response = site.generate(prompt="a secret prompt", image_uris=[data_uri(plain())], seed=1)
     site.refusal(422, prompt="a secret prompt", model="secret model")
     site.client.get("/secret/path?key=secret")
-    wait_until(lambda: caplog.text.count("openklein.api.middleware") >= 3)
+    wait_until(lambda: caplog.text.count("openklein.api.records") >= 3)
     # uvicorn's access log is off; pytest listens to it all the same.
     text = "\n".join(record.getMessage() for record in caplog.records if record.name != "uvicorn.access")
     assert response.headers["x-request-id"] in text
