@@ -53,4 +53,4 @@ def test_the_script_finds_every_element_it_names(site: Site) -> None:
     named = re.search(r'= \[("form"[^\]]*)\]', get(site, "/app.js").text)
     assert named is not None
     ids = set(re.findall(r'"([a-z-]+)"', named[1]))
-    assert ids == set(re.findall(r' id="([a-z-]+)"', get(site, "/").text))
+    assert ids <= set(re.findall(r' id="([a-z-]+)"', get(site, "/").text))
