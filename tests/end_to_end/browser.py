@@ -88,8 +88,10 @@ def browsing(folder: Path) -> Iterator[Browser]:
         assert started.is_success, started.text
         root = f"{root}/{started.json()['value']['sessionId']}"
         with httpx.Client(base_url=root, timeout=120, trust_env=False) as session:
-            yield Browser(session)
-            session.delete("")
+            try:
+                yield Browser(session)
+            finally:
+                assert session.delete(root).is_success  # which ends Chromium; chromedriver alone would leave it
     finally:
         driver.terminate()
         driver.wait()
