@@ -35,7 +35,7 @@ wheel: $(VENV)/.installed-test ## build dist/*.whl
 
 constraints: ## resolve all versions anew into constraints.txt, but for torch, whose pin is set by hand
 	$(PYTHON) -m venv $(VENV)-constraints
-	$(VENV)-constraints/bin/pip install --quiet "$$(grep ^torch== constraints.txt)" '.[test,train]'
+	$(VENV)-constraints/bin/pip install --quiet "$$(grep ^torch== constraints.txt)" '.[test,train,otel]'
 	{ head -n 1 constraints.txt; $(VENV)-constraints/bin/pip freeze --exclude openklein | sed 's/+cpu$$//' | sort -f; } \
 	  > constraints.new
 	mv constraints.new constraints.txt
@@ -69,5 +69,5 @@ $(VENV)/.installed: $(VENV)/constraints.txt pyproject.toml
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/constraints.txt pyproject.toml
-	$(BIN)/pip install --constraint $(VENV)/constraints.txt --editable '.[test,train]'
+	$(BIN)/pip install --constraint $(VENV)/constraints.txt --editable '.[test,train,otel]'
 	@touch $@ $(VENV)/.installed

@@ -47,6 +47,7 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         "queue_size": "6",
         "metrics_key": "a metrics key",
         "cors_origins": "https://app.example, http://localhost:3000",
+        "otlp_endpoint": "http://127.0.0.1:4318",
         "log_format": "json",
         "log_level": "debug",
     }
@@ -79,6 +80,8 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         ("queue_size", "0"),
         ("log_level", "loud"),
         ("log_format", "xml"),
+        ("otlp_endpoint", "127.0.0.1:4318"),
+        ("otlp_endpoint", "http://127.0.0.1:4318/v1/traces"),
         ("cors_origins", "*"),
         ("cors_origins", "app.example"),
         ("cors_origins", "https://app.example/"),

@@ -56,6 +56,12 @@ def to_origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def to_optional_origin(text: str) -> str | None:
+    if text and not ORIGIN.fullmatch(text):
+        raise ValueError("scheme, host and port alone are allowed: http://127.0.0.1:4318")
+    return text or None
+
+
 def to_count(low: int, high: int) -> Callable[[str], int]:
     def read(text: str) -> int:
         if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
@@ -123,6 +129,9 @@ class Settings:
     )
     cors_origins: tuple[str, ...] = setting(
         "", to_origins, "origins, separated by commas, whose web pages may call the API: https://app.example"
+    )
+    otlp_endpoint: str | None = setting(
+        "", to_optional_origin, "collector for OpenTelemetry traces, as http://127.0.0.1:4318; needs openklein[otel]"
     )
     log_format: str = setting("text", to_choice("text", "json"), "how to log: text, or json, one object a line")
     log_level: str = setting("info", to_choice(*LOG_LEVELS), "least severe messages to log: " + ", ".join(LOG_LEVELS))

@@ -1,6 +1,6 @@
 """Make the web app out of the parts it is given; no globals, and nothing is started here."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
@@ -16,7 +16,7 @@ from openklein.api.dependencies import Service
 from openklein.api.fetch import Fetcher
 from openklein.api.metrics import Metrics
 from openklein.api.middleware import BodyLimit, HostCheck, RequestBorder
-from openklein.api.records import log_request
+from openklein.api.records import Observe, log_request
 from openklein.api.references import ReferenceReader
 from openklein.api.routes import generate, health, models, page
 from openklein.api.routes import metrics as metrics_route
@@ -28,8 +28,18 @@ DECODING_THREADS = 2  # a decoded reference may take 150 MB, so few at a time
 RESOLVING_THREADS = 8  # of their own, so that a slow name service holds up nothing else
 
 
-def create_app(settings: Settings, database: Database, worker: Worker, *, resolve: Resolve | None = None) -> FastAPI:
-    """Join engine and storage into an app; `resolve` replaces the system's name service."""
+def create_app(
+    settings: Settings,
+    database: Database,
+    worker: Worker,
+    *,
+    resolve: Resolve | None = None,
+    observers: Sequence[Observe] = (),
+) -> FastAPI:
+    """Join engine and storage into an app.
+
+    `resolve` replaces the system's name service; `observers` are told of each request beside log and metrics.
+    """
     decoding = ThreadPoolExecutor(DECODING_THREADS, "openklein-decode")
     resolving = ThreadPoolExecutor(RESOLVING_THREADS, "openklein-resolve")
     metrics = Metrics(worker)
@@ -51,7 +61,7 @@ def create_app(settings: Settings, database: Database, worker: Worker, *, resolv
         redirect_slashes=False,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestBorder, routes, (log_request, metrics.observe)),
+            Middleware(RequestBorder, routes, (log_request, metrics.observe, *observers)),
             Middleware(HostCheck, settings),
             *cross_origin(settings),
             Middleware(BodyLimit, settings.max_body_bytes, settings.request_timeout_s),

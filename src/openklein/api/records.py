@@ -1,9 +1,10 @@
-"""Note what became of each request, once, for logs, metrics and traces alike; nothing a client wrote is kept."""
+"""Note what became of each request, once, for logs, metrics and traces alike; nothing of its content is kept."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
@@ -26,7 +27,32 @@ class RequestRecord:
     seconds: float
     key_id: str | None = None
     admission: Admission | None = None
-    timings: Mapping[str, float] | None = None  # of a picture that was made: seconds by stage, in the order they ran
+    timings: Mapping[str, float] = field(default_factory=dict)  # of a picture: seconds by stage, in the order they ran
+    traceparent: str = ""
+
+    @property
+    def is_probe(self) -> bool:
+        """Tell what probes and scrapers ask every few seconds from what users ask."""
+        return self.route.startswith(("/health/", "/metrics"))
+
+    @property
+    def facts(self) -> dict[str, str | int | float]:
+        """Name what may be told of the request, without its timings by stage."""
+        facts: dict[str, str | int | float] = {
+            "request_id": self.request_id,
+            "method": self.method,
+            "route": self.route,
+            "status": self.status,
+            "ms": round(1000 * self.seconds, 1),
+        }
+        if self.key_id is not None:
+            facts["key_id"] = self.key_id
+        if self.admission is not None:
+            facts |= {"model": self.admission.model, "workflow": self.admission.workflow}
+        if self.timings:
+            engine_s = sum(self.timings.get(stage, 0) for stage in ENGINE_STAGES)
+            facts |= {"queue_s": round(self.timings["queue"], 4), "engine_s": round(engine_s, 4)}
+        return facts
 
 
 Observe = Callable[[RequestRecord], None]
@@ -45,7 +71,8 @@ def record_request(
         seconds=seconds,
         key_id=state["key"].id if "key" in state else None,
         admission=state.get("admission"),
-        timings=state.get("timings"),
+        timings=state.get("timings", {}),
+        traceparent=Headers(scope=scope).get("traceparent", ""),
     )
 
 
@@ -57,20 +84,6 @@ def route_template(scope: Scope, routes: Sequence[BaseRoute]) -> str:
 
 def log_request(record: RequestRecord) -> None:
     """Write one line; at DEBUG for what probes and scrapers ask every few seconds."""
-    facts: dict[str, object] = {
-        "request_id": record.request_id,
-        "method": record.method,
-        "route": record.route,
-        "status": record.status,
-        "ms": round(1000 * record.seconds, 1),
-    }
-    if record.key_id is not None:
-        facts["key_id"] = record.key_id
-    if admission := record.admission:
-        facts |= {"model": admission.model, "workflow": admission.workflow}
-    if timings := record.timings:
-        engine_s = sum(timings.get(stage, 0) for stage in ENGINE_STAGES)
-        facts |= {"queue_s": round(timings["queue"], 4), "engine_s": round(engine_s, 4)}
-    level = logging.DEBUG if record.route.startswith(("/health/", "/metrics")) else logging.INFO
-    line = " ".join(f"{name}={value}" for name, value in facts.items())
-    logger.log(level, "request %s", line, extra={"facts": facts})
+    level = logging.DEBUG if record.is_probe else logging.INFO
+    line = " ".join(f"{name}={value}" for name, value in record.facts.items())
+    logger.log(level, "request %s", line, extra={"facts": record.facts})

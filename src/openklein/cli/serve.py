@@ -20,6 +20,7 @@ from openklein.api.connections import server_config
 from openklein.cli.loading import choose_model, describe_choice
 from openklein.cli.logs import set_up_logging
 from openklein.cli.store import open_database
+from openklein.cli.tracing import tracing
 from openklein.engine.device import choose_device
 from openklein.engine.scheduler import Scheduler
 from openklein.engine.weights import load_pipeline
@@ -54,7 +55,10 @@ def serve(settings: Settings) -> int:
     logger.info("device: %s, %s: %s", choice.device, str(choice.dtype).removeprefix("torch."), choice.reason)
     load = partial(load_pipeline, model_id, settings.models_dir, choice)
     worker = Worker(load, Scheduler(settings.queue_size))
-    exit_code = asyncio.run(run(settings, database, worker, listener, url))
+    with tracing(settings.otlp_endpoint) as observers:
+        app = create_app(settings, database, worker, observers=observers)
+        config = server_config(app, stop_timeout_s=FINISH_ANSWERS_S)
+        exit_code = asyncio.run(run(settings, database, worker, config, listener, url))
     database.close()
     # A worker that is deep in one step would crash an orderly end of the interpreter, so there is none.
     leave(exit_code)
@@ -117,8 +121,9 @@ class Server(uvicorn.Server):
         self.stop_asked = True
 
 
-async def run(settings: Settings, database: Database, worker: Worker, listener: socket.socket, url: str) -> int:
-    config = server_config(create_app(settings, database, worker), stop_timeout_s=FINISH_ANSWERS_S)
+async def run(
+    settings: Settings, database: Database, worker: Worker, config: uvicorn.Config, listener: socket.socket, url: str
+) -> int:
     server = Server(config)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.handle_exit)  # before uvicorn does the same, and after it undoes it
