@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Iterator
 from ipaddress import ip_address
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from openklein.engine.pipeline import Pipeline
 from tests import tiny
+from tests.postgres import Postgres, find_program, running_postgres
 
 torch.set_num_threads(1)
 
@@ -38,3 +40,13 @@ def closed_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_pipeline() -> Pipeline:
     """Lend a klein-mini of one block with random weights, which makes a picture in milliseconds."""
     return tiny.tiny_pipeline()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Lend a PostgreSQL server."""
+    initdb, server = find_program("initdb"), find_program("postgres")
+    if initdb is None or server is None:
+        pytest.skip("PostgreSQL is not installed; Debian and Ubuntu have it as the package postgresql")
+    with running_postgres(initdb, server) as running:
+        yield running

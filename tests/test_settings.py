@@ -1,4 +1,5 @@
 from dataclasses import FrozenInstanceError, fields
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_flag_beats_environment_beats_default() -> None:
 def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
     texts = {
         "data_dir": "/srv/klein",
+        "database_url": "postgresql://klein:hunter2@db/klein",
         "host": "0.0.0.0",
         "port": "81",
         "public": "yes",
@@ -44,6 +46,7 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         "max_image_pixels": "3",
         "url_timeout_s": "4",
         "url_max_redirects": "0",
+        "price_per_image": "0.25",
         "queue_size": "6",
         "metrics_key": "a metrics key",
         "cors_origins": "https://app.example, http://localhost:3000",
@@ -57,6 +60,7 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
     assert all(getattr(from_env, name) != getattr(Settings(), name) for name in texts)
     assert from_env.allowed_url_hosts == ("images.example", "10.0.0.1")
     assert from_env.data_dir == Path("/srv/klein")
+    assert from_env.price_per_image == Decimal("0.25")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,10 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         ("cors_origins", "app.example"),
         ("cors_origins", "https://app.example/"),
         ("cors_origins", "https://*.example"),
+        ("price_per_image", "-1"),
+        ("price_per_image", "1e-3"),
+        ("price_per_image", "0.0000001"),
+        ("price_per_image", "$1"),
         ("data_dir", "a\nb"),
     ],
 )
@@ -110,6 +118,14 @@ def test_the_key_is_never_shown() -> None:
     with pytest.raises(InvalidSetting) as refused:
         Settings.load({"OPENKLEIN_API_KEY": "hunter2\n"}, {})
     assert "hunter2" not in str(refused.value)
+
+
+def test_a_database_is_postgresql_or_a_file_and_its_password_is_never_shown() -> None:
+    assert "hunter2" not in repr(Settings(database_url="postgresql://klein:hunter2@db/klein"))
+    for url in ("mysql://klein:hunter2@db/klein", "sqlite://hunter2", "postgresql://hunter2\n"):
+        with pytest.raises(InvalidSetting, match="--database-url cannot be this value: ") as refused:
+            Settings.load({}, {"database_url": url})
+        assert "hunter2" not in str(refused.value)
 
 
 def test_settings_are_immutable() -> None:
@@ -137,4 +153,3 @@ def test_loopback_addresses_are_told_from_others(host: str, is_loopback: bool) -
 def test_files_lie_in_the_data_folder(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     assert settings.models_dir == tmp_path / "models"
-    assert settings.database_url == f"sqlite:///{tmp_path}/openklein.db"

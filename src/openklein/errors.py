@@ -8,6 +8,9 @@
     │   │   ├── UnknownModel     no such model here
     │   │   └── ReferenceUnavailable  a reference URL is refused or cannot be fetched
     │   ├── Unauthorized         no key, or not one of ours
+    │   ├── Forbidden            the key may not do this
+    │   ├── NotFound             nothing has this id
+    │   ├── LimitExceeded        the key has used what it may
     │   └── BodyTooLarge         more bytes than the server reads
     ├── ServiceError             the server cannot do it now
     │   ├── QueueFull
@@ -55,6 +58,24 @@ class ReferenceUnavailable(InvalidRequest):
 
 class Unauthorized(CallerError):
     code = "unauthorized"
+
+
+class Forbidden(CallerError):
+    code = "forbidden"
+
+
+class NotFound(CallerError):
+    code = "not_found"
+
+
+class LimitExceeded(CallerError):
+    """`retry_after_s` is the number of seconds after which it may be worth to try again."""
+
+    code = "limit_exceeded"
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class BodyTooLarge(CallerError):

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,18 @@ def to_seconds(text: str) -> float:
     return seconds
 
 
+def to_dollars(text: str) -> Decimal:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text):
+        raise ValueError("dollars from 0 to 999999 with up to 6 decimals are allowed")
+    return Decimal(text)
+
+
+def to_database_url(text: str) -> str | None:
+    if text and not text.startswith(("postgresql://", "postgres://", "sqlite:///")):
+        raise ValueError("postgresql://user:password@host/name is allowed")
+    return to_optional_text(text)
+
+
 def to_choice(*choices: str) -> Callable[[str], str]:
     def read(text: str) -> str:
         if text not in choices:
@@ -106,6 +119,12 @@ class Settings:
     data_dir: Path = setting(
         "~/.local/share/openklein", to_path, "folder of the database and of downloaded weights; made with mode 0700"
     )
+    database_url: str | None = setting(
+        "",
+        to_database_url,
+        "a PostgreSQL database, postgresql://...; without it a file in the data folder",
+        secret=True,
+    )
     host: str = setting("127.0.0.1", to_text, "address to listen on; one that is not loopback needs --public")
     port: int = setting("8000", to_count(0, 65_535), "port to listen on; 0 picks a free one")
     public: bool = setting("false", to_flag, "allow listening on an address that others can reach")
@@ -123,6 +142,7 @@ class Settings:
     max_image_pixels: int = setting("50000000", to_count(1, 2**31), "largest reference image, in pixels when decoded")
     url_timeout_s: float = setting("10", to_seconds, "seconds that fetching one image URL may take")
     url_max_redirects: int = setting("5", to_count(0, 20), "redirects that one image URL may take")
+    price_per_image: Decimal = setting("0.003", to_dollars, "dollars that an image costs its key")
     queue_size: int = setting("64", to_count(1, 100_000), "requests that may wait for the model")
     metrics_key: str | None = setting(
         "", to_optional_text, "the one key for /metrics; open on loopback and closed elsewhere without it", secret=True
@@ -158,10 +178,6 @@ class Settings:
     @property
     def models_dir(self) -> Path:
         return self.data_dir / "models"
-
-    @property
-    def database_url(self) -> str:
-        return f"sqlite:///{self.data_dir / 'openklein.db'}"
 
     @property
     def is_loopback(self) -> bool:

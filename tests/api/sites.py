@@ -16,6 +16,7 @@ from PIL import Image
 
 from openklein.api.app import create_app
 from openklein.api.connections import server_config
+from openklein.cli.store import open_database
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.scheduler import Scheduler
 from openklein.engine.types import ImageRequest, ImageResult, Progress
@@ -89,6 +90,13 @@ class Site:
     port: int
     client: httpx.Client
 
+    def as_key(self, **fields: Any) -> httpx.Client:
+        """Make a key, and a client that carries it."""
+        secret = create_key(self.database, "another", **fields).secret
+        return httpx.Client(
+            base_url=self.client.base_url, headers={"authorization": f"Bearer {secret}"}, timeout=30, trust_env=False
+        )
+
     def generate(self, **fields: Any) -> httpx.Response:
         """Send a request as JSON; the prompt is given where none is."""
         return self.client.post("/v1/generate", json={"prompt": "a red apple", "aspect_ratio": "square", **fields})
@@ -122,7 +130,7 @@ def expect_image(response: httpx.Response) -> Image.Image:
 def running_site(folder: Path, pipeline: Pipeline, *, is_ready: bool = True, **changes: Any) -> Iterator[Site]:
     """Serve an app on a loopback port; its settings are the defaults with `changes`."""
     settings = Settings(**{"data_dir": folder, "allowed_url_hosts": ("images.test",), **changes})
-    database = Database(settings.database_url)
+    database = open_database(settings)
     key = create_key(database, "tests").secret
     gated = GatedPipeline(pipeline)
     worker = Worker(lambda: cast("Pipeline", gated), Scheduler(settings.queue_size))

@@ -12,6 +12,8 @@ STATUSES = {
     errors.UnknownModel: 422,
     errors.ReferenceUnavailable: 422,
     errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
     errors.BodyTooLarge: 413,
     errors.ServiceError: 503,
     errors.QueueFull: 503,
@@ -19,7 +21,8 @@ STATUSES = {
     errors.Cancelled: 503,
     errors.DeadlineExceeded: 504,
 }
-FAULTS = {errors.OpenKleinError, *[kind for kind in vars(errors).values() if isinstance(kind, type)]} - set(STATUSES)
+RAISED = {errors.OpenKleinError, *[kind for kind in vars(errors).values() if isinstance(kind, type)]}
+FAULTS = RAISED - {*STATUSES, errors.LimitExceeded}
 
 
 @pytest.mark.parametrize(("kind", "status"), STATUSES.items())
@@ -27,6 +30,12 @@ def test_each_error_has_its_status(kind: type[errors.OpenKleinError], status: in
     response = error_response(kind("a sentence"))
     assert (response.status_code, response.body) == (status, b'{"detail":"a sentence"}')
     assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
+
+
+def test_a_limit_says_when_to_come_again() -> None:
+    response = error_response(errors.LimitExceeded("a sentence", 7))
+    assert (response.status_code, response.body) == (429, b'{"detail":"a sentence"}')
+    assert response.headers["retry-after"] == "7"
 
 
 @pytest.mark.parametrize("kind", FAULTS)

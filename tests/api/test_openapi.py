@@ -14,7 +14,7 @@ def test_the_schema_says_what_generate_takes_and_answers(site: Site) -> None:
     assert form["aspect_ratio"]["enum"] == list(RESOLUTIONS)
     assert form["aspect_ratio"]["default"] == "landscape"
     assert form["model"]["default"] == "flux2-klein-4b"
-    assert set(generate["responses"]) == {"200", "401", "413", "422", "500", "503", "504"}
+    assert set(generate["responses"]) == {"200", "401", "413", "422", "429", "500", "503", "504"}
     assert set(generate["responses"]["200"]["content"]) == {"image/png"}
 
 
@@ -24,6 +24,10 @@ def test_keys_are_asked_for_under_v1_alone(site: Site) -> None:
     assert secured == {
         "/v1/generate": True,
         "/v1/models": True,
+        "/v1/account": True,
+        "/v1/usage": True,
+        "/v1/keys": True,
+        "/v1/keys/{key_id}": True,
         "/health/live": False,
         "/health/ready": False,
     }

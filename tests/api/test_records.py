@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from openklein.api.auth import FIXED_KEY
 from openklein.api.records import RequestRecord, log_request, record_request
 from openklein.api.settlement import Admission
 from tests.api.conftest import MakeSite
@@ -12,7 +13,7 @@ from tests.api.pictures import data_uri, plain
 from tests.api.sites import Site
 from tests.waiting import wait_until
 
-ADMISSION = Admission("abc", "key1", "klein-mini", "text-to-image", 1024, 768, 0)
+ADMISSION = Admission("abc", FIXED_KEY, "klein-mini", "text-to-image", 1024, 768, 0)
 TIMINGS = {"fetch": 0.5, "queue": 0.25, "text": 1.0, "denoise": 2.0, "decode": 3.0, "png": 7.0}
 
 

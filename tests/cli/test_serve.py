@@ -3,11 +3,13 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from openklein.cli.serve import announce, base_url, listen, serve, warn_if_slow
+from openklein.cli.serve import announce, base_url, check_keys, listen, serve, warn_if_slow
 from openklein.cli.store import open_database
 from openklein.errors import InvalidSetting
 from openklein.settings import Settings
@@ -33,7 +35,9 @@ def test_the_first_key_is_printed_once_with_a_line_to_try_it(
     announce(settings, database, "http://127.0.0.1:8123")
     printed = capsys.readouterr().out
     secret = re.findall(r"klein_[\w-]{43}", printed)[0]
-    assert find_key(database, secret) == list_keys(database)[0]
+    key = find_key(database, secret)
+    assert key == list_keys(database)[0]
+    assert key.scopes == ("admin",)
     assert f"curl http://127.0.0.1:8123/v1/generate -H 'Authorization: Bearer {secret}' -F prompt='" in printed
     assert secret not in caplog.text
 
@@ -53,10 +57,23 @@ def test_revoked_keys_are_not_replaced_behind_the_operators_back(
     settings: Settings, database: Database, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     revoke_key(database, create_key(database, "old").id)
+    create_key(database, "older", expires_at=datetime.now(UTC))
+    check_keys(settings, database)
     announce(settings, database, "http://127.0.0.1:8123")
     assert capsys.readouterr().out == ""
-    assert len(list_keys(database)) == 1
-    assert "All API keys are revoked" in caplog.text
+    assert len(list_keys(database)) == 2
+    assert "all API keys are revoked or expired" in caplog.text
+
+
+def test_a_public_server_needs_a_good_key(settings: Settings, database: Database) -> None:
+    public = Settings(data_dir=settings.data_dir, host="0.0.0.0", public=True)
+    check_keys(public, database)  # the first start makes one
+    revoke_key(database, create_key(database, "old").id)
+    with pytest.raises(InvalidSetting, match="all API keys are revoked or expired; openklein keys create makes one"):
+        check_keys(public, database)
+    check_keys(replace(public, api_key="fixed"), database)
+    create_key(database, "new")
+    check_keys(public, database)
 
 
 def test_a_device_too_slow_for_the_time_allowed_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,13 +18,24 @@ from openklein.api.metrics import Metrics
 from openklein.api.middleware import BodyLimit, HostCheck, RequestBorder
 from openklein.api.records import Observe, log_request
 from openklein.api.references import ReferenceReader
-from openklein.api.routes import generate, health, models, page
+from openklein.api.routes import account, generate, health, keys, models, page
 from openklein.api.routes import metrics as metrics_route
+from openklein.api.settlement import Ledger
 from openklein.engine.worker import Worker
 from openklein.settings import Settings
 from openklein.storage.database import Database
 
 DECODING_THREADS = 2  # a decoded reference may take 150 MB, so few at a time
+LEDGER_THREADS = 4
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "x-klein-model",
+    "x-klein-seed",
+    "x-klein-workflow",
+    "x-klein-price",
+    "server-timing",
+    "retry-after",
+)
 RESOLVING_THREADS = 8  # of their own, so that a slow name service holds up nothing else
 
 
@@ -42,8 +53,9 @@ def create_app(
     """
     decoding = ThreadPoolExecutor(DECODING_THREADS, "openklein-decode")
     resolving = ThreadPoolExecutor(RESOLVING_THREADS, "openklein-resolve")
+    writing = ThreadPoolExecutor(LEDGER_THREADS, "openklein-ledger")
     metrics = Metrics(worker)
-    modules = (generate, models, health, metrics_route, page)
+    modules = (generate, models, account, keys, health, metrics_route, page)
     routes = [route for module in modules for route in module.router.routes]
 
     @asynccontextmanager
@@ -51,6 +63,7 @@ def create_app(
         yield
         for threads in (decoding, resolving):
             threads.shutdown(wait=False, cancel_futures=True)
+        writing.shutdown(wait=True)
 
     app = FastAPI(
         title="openklein",
@@ -69,7 +82,8 @@ def create_app(
         ],
     )
     fetcher = Fetcher(settings, resolve or resolver(resolving))
-    app.state.service = Service(settings, worker, ReferenceReader(settings, fetcher, decoding), metrics)
+    references = ReferenceReader(settings, fetcher, decoding)
+    app.state.service = Service(settings, worker, references, metrics, database, Ledger(settings, database, writing))
     error_responses.install(app)
     for module in modules:
         app.include_router(module.router)
@@ -85,8 +99,8 @@ def cross_origin(settings: Settings) -> list[Middleware]:
         Middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST", "DELETE"),
+            allow_methods=("GET", "POST", "PATCH", "DELETE"),
             allow_headers=("authorization", "content-type"),
-            expose_headers=("x-request-id", "x-klein-model", "x-klein-seed", "x-klein-workflow", "server-timing"),
+            expose_headers=EXPOSED_HEADERS,
         )
     ]

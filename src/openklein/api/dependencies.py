@@ -7,8 +7,11 @@ from fastapi import Depends, Request
 
 from openklein.api.metrics import Metrics
 from openklein.api.references import ReferenceReader
+from openklein.api.settlement import Ledger
 from openklein.engine.worker import Worker
 from openklein.settings import Settings
+from openklein.storage.database import Database
+from openklein.storage.keys import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,8 @@ class Service:
     worker: Worker
     references: ReferenceReader
     metrics: Metrics
+    database: Database
+    ledger: Ledger
 
 
 async def get_service(request: Request) -> Service:
@@ -26,4 +31,10 @@ async def get_service(request: Request) -> Service:
     return service
 
 
+async def get_key(request: Request) -> Key:
+    key: Key = request.state.key
+    return key
+
+
 ServiceDep = Annotated[Service, Depends(get_service)]
+KeyDep = Annotated[Key, Depends(get_key)]  # the key of a request under /v1

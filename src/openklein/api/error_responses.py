@@ -1,6 +1,11 @@
 """Turn every error into one shape: `{"detail": "<one clear sentence>"}`."""
 
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
@@ -8,6 +13,10 @@ from openklein.errors import (
     BodyTooLarge,
     CallerError,
     DeadlineExceeded,
+    Forbidden,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
     OpenKleinError,
     ServiceError,
     Unauthorized,
@@ -16,6 +25,9 @@ from openklein.errors import (
 # The first class that fits names the status; what fits none is a fault of ours, whose text stays in the log.
 STATUSES: tuple[tuple[type[OpenKleinError], int], ...] = (
     (Unauthorized, 401),
+    (Forbidden, 403),
+    (NotFound, 404),
+    (LimitExceeded, 429),
     (BodyTooLarge, 413),
     (CallerError, 422),
     (DeadlineExceeded, 504),
@@ -31,9 +43,14 @@ def error_response(error: OpenKleinError) -> JSONResponse:
     """Answer an error on purpose; raises it again where it is a fault of ours."""
     for kind, status in STATUSES:
         if isinstance(error, kind):
-            headers = {"www-authenticate": "Bearer"} if status == 401 else None
-            return JSONResponse({"detail": str(error)}, status, headers)
+            return JSONResponse({"detail": str(error)}, status, _headers(error))
     raise error
+
+
+def _headers(error: OpenKleinError) -> dict[str, str]:
+    if isinstance(error, LimitExceeded):
+        return {"retry-after": str(error.retry_after_s)}
+    return {"www-authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
 
 
 def fault_response(request_id: str) -> JSONResponse:
@@ -48,7 +65,27 @@ def install(app: FastAPI) -> None:
     async def answer_ours(_request: Request, error: OpenKleinError) -> JSONResponse:
         return error_response(error)
 
+    @app.exception_handler(RequestValidationError)
+    async def answer_validation(_request: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(InvalidRequest(sentence_of(error.errors()[0])))
+
     @app.exception_handler(HTTPException)
     async def answer_http(_request: Request, error: HTTPException) -> JSONResponse:
+        if isinstance(error.__cause__, OpenKleinError):  # the framework wraps what reading a body raises
+            return error_response(error.__cause__)
         sentence = HTTP_SENTENCES.get(error.status_code, error.detail)
         return JSONResponse({"detail": sentence}, error.status_code, error.headers)
+
+
+def sentence_of(error: Mapping[str, Any]) -> str:
+    """Say in one sentence what pydantic found wrong, as `ValidationError.errors()` lists it."""
+    name = ".".join(str(part) for part in error["loc"] if part not in ("body", "query"))
+    match error["type"]:
+        case "json_invalid":
+            return "The body is not valid JSON."
+        case "missing":
+            return f"{name or 'A body'} is required."
+        case "extra_forbidden":
+            return f"There is no field {reprlib.repr(name)}."
+    message = error["msg"][:1].lower() + error["msg"][1:]
+    return f"{name or 'The body'} cannot be {reprlib.repr(error['input'])}: {message}."

@@ -1,15 +1,22 @@
-"""Settle requests: the one place that learns how each admitted request ended."""
+"""Admit requests within their keys' limits and settle each of them once: the one place that learns how it ended."""
 
-import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from functools import partial
 
 from openklein.contract import Workflow
-from openklein.errors import OpenKleinError
+from openklein.errors import Cancelled, OpenKleinError
+from openklein.settings import Settings
+from openklein.storage.database import Database
+from openklein.storage.keys import NO_LIMITS, Key
+from openklein.storage.limits import Reservation, reserve
+from openklein.storage.usage import SUCCEEDED, UsageRow, settle
 
-logger = logging.getLogger(__name__)
-
-SUCCEEDED = "succeeded"
+SETTLING = timedelta(seconds=30)  # how long after its deadline a request still holds what it reserved
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,19 +24,67 @@ class Admission:
     """A request that passed every cheap check; exactly one settlement follows it."""
 
     request_id: str
-    key_id: str
+    key: Key
     model: str  # the one that answers
     workflow: Workflow
     width: int
     height: int
     references: int
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
-async def settle(admission: Admission, outcome: str, timings: Mapping[str, float]) -> None:
-    """Note how a request ended: with a picture, whose stages took `timings` seconds, or without."""
-    logger.debug("request %s is settled: %s", admission.request_id, outcome)
+class Ledger:
+    """Write what requests reserve and use, off the event loop, on threads that nothing else can fill."""
+
+    def __init__(self, settings: Settings, database: Database, threads: ThreadPoolExecutor) -> None:
+        self._price = settings.price_per_image
+        self._lease = timedelta(seconds=settings.request_timeout_s) + SETTLING
+        self._database = database
+        self._threads = threads
+
+    async def reserve(self, admission: Admission) -> None:
+        """Take a request out of its key's limits; raises LimitExceeded. A key without limits costs nothing."""
+        if admission.key.limits == NO_LIMITS:
+            return
+        wanted = Reservation(
+            request_id=admission.request_id,
+            key_id=admission.key.id,
+            started_at=admission.started_at,
+            expires_at=admission.started_at + self._lease,
+            images=1,
+            price=self._price,
+        )
+        await self._run(partial(reserve, self._database, wanted))
+
+    async def settle(self, admission: Admission, outcome: str) -> Decimal:
+        """Append the request's row, durable on return, and tell its price; what failed has none."""
+        images = 1 if outcome == SUCCEEDED else 0
+        now = datetime.now(UTC)
+        row = UsageRow(
+            request_id=admission.request_id,
+            key_id=admission.key.id,
+            started_at=admission.started_at,
+            settled_at=now,
+            model=admission.model,
+            workflow=admission.workflow,
+            width=admission.width,
+            height=admission.height,
+            references=admission.references,
+            images=images,
+            pixels=images * admission.width * admission.height,
+            milliseconds=(now - admission.started_at) // timedelta(milliseconds=1),
+            price=images * self._price,
+            outcome=outcome,
+        )
+        await self._run(partial(settle, self._database, row))
+        return row.price
+
+    async def _run(self, write: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._threads, write)
 
 
 def outcome_of(error: BaseException) -> str:
     """Name the outcome of a request that failed: the error's stable code, or `error` for a fault of ours."""
+    if isinstance(error, asyncio.CancelledError):  # the server stops, and gives the request up
+        return Cancelled.code
     return error.code if isinstance(error, OpenKleinError) else OpenKleinError.code

@@ -13,6 +13,19 @@ from openklein.contract import DEFAULT_ASPECT_RATIO, MAX_REFERENCES, MAX_SEED, M
 from openklein.errors import CallerError, InvalidSetting, OpenKleinError
 from openklein.settings import Settings, env_name, flag_name
 
+KEY_FIELDS = {
+    "name": ("NAME", "a name to know it by in the list"),
+    "owner": ("OWNER", "whose key it is"),
+    "scopes": ("SCOPES", "what it may do: generate, read, admin, separated by commas; default: generate,read"),
+    "expires_at": ("TIME", "when it ends, like 2026-12-31 or 2026-12-31T12:00:00Z, in UTC; none: never"),
+    "requests_per_minute": ("N", "most requests in 60 seconds; this and all limits: none is no limit"),
+    "concurrent_requests": ("N", "most requests at a time"),
+    "images_per_day": ("N", "most images in a day of UTC"),
+    "images_per_month": ("N", "most images in a month of UTC"),
+    "dollars_per_day": ("D", "most dollars in a day of UTC"),
+    "dollars_per_month": ("D", "most dollars in a month of UTC"),
+}
+
 
 class HelpFormatter(argparse.HelpFormatter):
     """Print the same help on every terminal and Python."""
@@ -97,14 +110,19 @@ def add_keys_parsers(parser: argparse.ArgumentParser) -> None:
     add = partial(actions.add_parser, formatter_class=HelpFormatter)
     create = add("create", help="make a key and print it, once", description="Make a key and print it, once.")
     create.set_defaults(run=run_keys_create)
-    create.add_argument("--name", metavar="NAME", default="", help="a name to know it by in the list")
     listing = add("list", help="list the keys", description="List the keys; their secrets are not kept.")
     listing.set_defaults(run=run_keys_list)
+    update = add("update", help="change a key", description="Change a key: the fields that are given.")
+    update.set_defaults(run=run_keys_update)
     revoke = add("revoke", help="make a key worthless, for good", description="Make a key worthless, for good.")
     revoke.set_defaults(run=run_keys_revoke)
-    revoke.add_argument("id", metavar="ID", help="id of the key, as listed")
-    for action in (create, listing, revoke):
-        add_settings(action, "data_dir")
+    for action in (update, revoke):
+        action.add_argument("id", metavar="ID", help="id of the key, as listed")
+    for action in (create, update):
+        for name, (metavar, text) in KEY_FIELDS.items():
+            action.add_argument(flag_name(name), metavar=metavar, default=argparse.SUPPRESS, help=text)
+    for action in (create, listing, update, revoke):
+        add_settings(action, "data_dir", "database_url")
 
 
 def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -160,7 +178,7 @@ def run_keys_create(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments)
     from openklein.cli.keys import create
 
-    return create(settings, arguments.name)
+    return create(settings, read_key_fields(arguments))
 
 
 def run_keys_list(arguments: argparse.Namespace) -> int:
@@ -170,8 +188,19 @@ def run_keys_list(arguments: argparse.Namespace) -> int:
     return show(settings)
 
 
+def run_keys_update(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
+    from openklein.cli.keys import update
+
+    return update(settings, arguments.id, read_key_fields(arguments))
+
+
 def run_keys_revoke(arguments: argparse.Namespace) -> int:
     settings = read_settings(arguments)
     from openklein.cli.keys import revoke
 
     return revoke(settings, arguments.id)
+
+
+def read_key_fields(arguments: argparse.Namespace) -> dict[str, str]:
+    return {name: text for name, text in vars(arguments).items() if name in KEY_FIELDS}

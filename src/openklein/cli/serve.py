@@ -47,6 +47,7 @@ def serve(settings: Settings) -> int:
         )
     set_up_logging(settings.log_level, settings.log_format)
     database = open_database(settings)
+    check_keys(settings, database)
     listener = listen(settings)
     model_id = choose_model(settings)
     url = base_url(settings.host, listener.getsockname()[1])
@@ -73,16 +74,24 @@ def listen(settings: Settings) -> socket.socket:
         raise InvalidSetting(f"cannot listen on {settings.host} port {settings.port}: {error.strerror}.") from error
 
 
+def check_keys(settings: Settings, database: Database) -> None:
+    """Tell where no key is good; raises InvalidSetting where others can reach a server that then serves nobody."""
+    keys = list_keys(database)
+    if settings.api_key or not keys or any(key.is_valid for key in keys):
+        return  # where there is none at all, the first one is made
+    sentence = "all API keys are revoked or expired; openklein keys create makes one"
+    if not settings.is_loopback:
+        raise InvalidSetting(f"{sentence}.")
+    logger.warning("%s", sentence)
+
+
 def announce(settings: Settings, database: Database, url: str) -> None:
     """Make the first key where there is none, and print it, never log it, with a line to try it."""
     if settings.api_key:
         return
-    keys = list_keys(database)
-    if keys:
-        if all(key.revoked_at for key in keys):
-            logger.warning("All API keys are revoked; openklein keys create makes one.")
+    if list_keys(database):
         return
-    key = create_key(database, "first key")
+    key = create_key(database, "first key", scopes=("admin",))
     print(
         "\nThis is your API key. It is shown this once:\n\n"
         f"    {key.secret}\n\n"

@@ -1,4 +1,4 @@
-"""Open the database of a data folder."""
+"""Open the database that the settings name."""
 
 from sqlalchemy.exc import DBAPIError
 
@@ -11,8 +11,10 @@ def open_database(settings: Settings) -> Database:
     """Make the data folder and the database where they lack; raise InvalidSetting where they cannot be used."""
     try:
         make_data_dir(settings.data_dir)
-        return Database(settings.database_url)
+        return Database(settings.database_url or f"sqlite:///{settings.data_dir / 'openklein.db'}")
     except OSError as error:
         raise InvalidSetting(f"the data folder {settings.data_dir} cannot be used: {error.strerror}.") from error
     except DBAPIError as error:
-        raise InvalidSetting(f"the database in {settings.data_dir} cannot be used: {error.orig}.") from error
+        place = "at --database-url" if settings.database_url else f"in {settings.data_dir}"
+        reason = str(error.orig).strip().splitlines()[0]
+        raise InvalidSetting(f"the database {place} cannot be used: {reason}.") from error

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,11 +15,13 @@ from openklein.api.bodies import GenerateCall, read_call
 from openklein.api.dependencies import Service, ServiceDep
 from openklein.api.models import check_model, check_ready
 from openklein.api.references import check_count
-from openklein.api.settlement import SUCCEEDED, Admission, outcome_of, settle
+from openklein.api.settlement import Admission, outcome_of
 from openklein.contract import RESOLUTIONS, select_workflow
 from openklein.engine.images import encode_png
 from openklein.engine.types import ImageRequest, ImageResult
 from openklein.errors import Cancelled, DeadlineExceeded
+from openklein.storage.tables import format_amount
+from openklein.storage.usage import SUCCEEDED
 
 router = APIRouter(tags=["images"])
 
@@ -40,15 +43,16 @@ async def generate(request: Request, service: ServiceDep) -> Response:
     async with time_limit(limit_s, deadline):
         call = await read_call(request)
         admission = request.state.admission = await admit(service, call, request)
+    await service.ledger.reserve(admission)
     try:
         async with time_limit(limit_s, deadline):
             picture = await while_connected(request, make_picture(service, call, admission, deadline))
     except BaseException as error:
-        await settle(admission, outcome_of(error), {})
+        await service.ledger.settle(admission, outcome_of(error))
         raise
-    await settle(admission, SUCCEEDED, picture.timings)
+    price = await service.ledger.settle(admission, SUCCEEDED)
     request.state.timings = picture.timings
-    return Response(picture.png, media_type="image/png", headers=facts(admission, picture))
+    return Response(picture.png, media_type="image/png", headers=facts(admission, picture, price))
 
 
 @asynccontextmanager
@@ -72,7 +76,7 @@ async def admit(service: Service, call: GenerateCall, request: Request) -> Admis
     width, height = RESOLUTIONS[body.aspect_ratio]
     return Admission(
         request_id=request.state.request_id,
-        key_id=request.state.key.id,
+        key=request.state.key,
         model=pipeline.card.id,
         workflow=select_workflow(references),
         width=width,
@@ -107,18 +111,19 @@ async def make_picture(service: Service, call: GenerateCall, admission: Admissio
     references = await service.references.read(call.uploads, body.image_uris)
     fetch_s = time.monotonic() - started
     wanted = ImageRequest(body.prompt, admission.width, admission.height, body.seed, references)
-    ticket = service.worker.scheduler.submit(wanted, deadline=deadline, group=admission.key_id)
+    ticket = service.worker.scheduler.submit(wanted, deadline=deadline, group=admission.key.id)
     result = await asyncio.wrap_future(ticket.future)  # cancelling this wait cancels the ticket's future too
     started = time.monotonic()
     png = await asyncio.to_thread(encode_png, result.image, {"model": result.model, "seed": str(result.seed)})
     return Picture(png, result, {"fetch": fetch_s, **result.timings, "png": time.monotonic() - started})
 
 
-def facts(admission: Admission, picture: Picture) -> dict[str, str]:
+def facts(admission: Admission, picture: Picture, price: Decimal) -> dict[str, str]:
     """Say in headers how a picture was made."""
     return {
         "x-klein-model": picture.result.model,
         "x-klein-seed": str(picture.result.seed),
         "x-klein-workflow": admission.workflow,
+        "x-klein-price": format_amount(price),
         "server-timing": ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in picture.timings.items()),
     }
