@@ -14,6 +14,8 @@ CARRIED = [
     "openklein/playground/index.html",
     "openklein/playground/app.js",
     "openklein/playground/style.css",
+    "openklein/storage/migrations/env.py",
+    "openklein/storage/migrations/versions/0001_keys.py",
     "openklein/weights/klein_mini/README.md",
     "openklein/weights/klein_mini/autoencoder.safetensors",
     "openklein/weights/klein_mini/text_encoder.safetensors",

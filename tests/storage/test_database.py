@@ -147,6 +147,13 @@ def test_processes_that_start_together_migrate_once(database_url: str) -> None:
     assert errors == []
 
 
+def test_a_database_of_a_newer_release_is_left_alone(database: Database, database_url: str) -> None:
+    with database.write() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(InvalidSetting, match="newer release"):
+        Database(database_url)
+
+
 def test_postgresql_may_restart(postgres: Postgres) -> None:
     with closing(Database(postgres.make_database())) as database:
         create_key(database, "before")
