@@ -12,8 +12,9 @@ from openklein.engine.pipeline import Pipeline
 from openklein.storage.database import Database
 from openklein.storage.tables import RESERVATIONS, USAGE
 from tests.api.conftest import MakeSite
-from tests.api.sites import expect_error, running_site, wait_until
+from tests.api.sites import expect_error, running_site
 from tests.postgres import Postgres
+from tests.waiting import wait_until
 
 PROMPT = {"prompt": "a red apple", "aspect_ratio": "square"}
 

@@ -87,9 +87,7 @@ def check_keys(settings: Settings, database: Database) -> None:
 
 def announce(settings: Settings, database: Database, url: str) -> None:
     """Make the first key where there is none, and print it, never log it, with a line to try it."""
-    if settings.api_key:
-        return
-    if list_keys(database):
+    if settings.api_key or list_keys(database):
         return
     key = create_key(database, "first key", scopes=("admin",))
     print(

@@ -38,8 +38,12 @@ class Database:
         if self._is_sqlite:
             event.listen(self._engine, "connect", _set_up_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
-        with self.write() as connection:
-            self._migrate(connection)
+        try:
+            with self.write() as connection:
+                self._migrate(connection)
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
