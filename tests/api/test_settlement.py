@@ -1,3 +1,4 @@
+import socket
 import threading
 from contextlib import ExitStack
 from decimal import Decimal
@@ -5,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 from sqlalchemy import func, select
 
 from openklein.engine.pipeline import Pipeline
@@ -77,8 +77,12 @@ def test_what_fails_costs_nothing(make_site: MakeSite) -> None:
 
 def test_a_client_that_leaves_pays_nothing(make_site: MakeSite) -> None:
     with make_site() as site, site.pipeline.held():
-        with pytest.raises(httpx.ReadTimeout):
-            site.client.post("/v1/generate", json=PROMPT, timeout=0.5)
+        with socket.create_connection(("127.0.0.1", site.port)) as client:
+            client.sendall(
+                f"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {site.key}\r\n"
+                'Content-Type: application/json\r\nContent-Length: 15\r\n\r\n{"prompt": "a"}'.encode()
+            )
+            wait_until(site.pipeline.is_inside.is_set)
         wait_until(lambda: len(rows(site.database)) == 1)
         assert [(row["outcome"], row["images"]) for row in rows(site.database)] == [("cancelled", 0)]
 
