@@ -1,8 +1,9 @@
 """Distil guidance and step count into klein-mini's four unguided steps.
 
-From noise, student and teacher go down the product's four noise levels. In each the teacher takes several
-guided steps, and the student learns to go there in one. Half of the time the way goes on from where the
-student went, so that it learns to mend its own errors.
+From noise, student and teacher go down the product's four noise levels. From a prompt alone the teacher
+takes several guided steps in each, and the student learns to go there in one. An edit has one right
+outcome, which the pool holds: there the student learns to go straight to it from wherever it is. Half of
+the time the way goes on from where the student went, so that it learns to mend its own errors.
 `python -m training.distill --work FOLDER --minutes 12` resumes FOLDER/distill.
 """
 
@@ -23,7 +24,7 @@ from training.flow import Batch, MiniModel, Pool, compile_blocks
 from training.guidance import GuidedTeacher
 
 SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
-GUIDANCE = {False: 2.5, True: 1.6}  # by whether there are references
+GUIDANCE = 2.0
 BATCH = 16
 
 
@@ -56,25 +57,37 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.4)
         batch = captioned(next(batches))
-        ids, mask = pool.tokenizer.encode([""] * len(batch.ids))
-        padding = (0, batch.ids.shape[1] - ids.shape[1])
-        blanks = F.pad(ids, padding, value=int(ids[0, -1])), F.pad(mask, padding)
-        guidance = GUIDANCE[bool(batch.reference_grids)]
-        teacher = GuidedTeacher(teacher_model, (batch.ids, batch.mask), blanks, guidance)
+        teacher = None if batch.reference_grids else guide(teacher_model, batch, pool)
         run.record(descend(student, teacher, batch, optimizer, follow_student=bool(rng.random() < 0.5)))
         average.update(student)
 
 
+def guide(model: MiniModel, batch: Batch, pool: Pool) -> GuidedTeacher:
+    """Guide the model away from what it draws without a caption."""
+    ids, mask = pool.tokenizer.encode([""] * len(batch.ids))
+    padding = (0, batch.ids.shape[1] - ids.shape[1])
+    blanks = F.pad(ids, padding, value=int(ids[0, -1])), F.pad(mask, padding)
+    return GuidedTeacher(model, (batch.ids, batch.mask), blanks, GUIDANCE)
+
+
 def descend(
-    student: MiniModel, teacher: GuidedTeacher, batch: Batch, optimizer: torch.optim.Optimizer, *, follow_student: bool
+    student: MiniModel,
+    teacher: GuidedTeacher | None,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    *,
+    follow_student: bool,
 ) -> float:
     """Go from noise to picture once, with an optimizer step at each level; return the mean loss."""
     rotary = batch.rotary(student)
     tokens, losses = torch.randn_like(batch.target), []
     levels = sigmas(tokens.shape[1], KLEIN_MINI.steps)
     for here, there, substeps in zip(levels[:-1], levels[1:], SUBSTEPS, strict=True):
-        way = np.linspace(here, there, substeps + 1).tolist()
-        goal = teacher.walk(tokens, batch.references, way, rotary).clone()
+        if teacher is None:
+            goal = torch.lerp(batch.target, tokens, there / here)
+        else:
+            way = np.linspace(here, there, substeps + 1).tolist()
+            goal = teacher.walk(tokens, batch.references, way, rotary).clone()
         # as a float32 pipeline gives the noise level, and as a bfloat16 pipeline rounds it
         shown = here if torch.rand(()) < 0.5 else (1000 * torch.tensor(here).bfloat16()).item() / 1000
         with torch.autocast("cpu", torch.bfloat16):

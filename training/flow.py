@@ -27,10 +27,10 @@ from training.pool import Sample
 from training.scenes import Scene, Thing, caption, default_style, word_edit, word_layout
 
 KINDS = {  # kind: its share of the steps in the first and the second half, batch size
-    "plain": (0.62, 0.28, 32),  # in the style that a prompt without a style gets
-    "text": (0.30, 0.27, 32),
-    "edit": (0.06, 0.35, 20),
-    "layout": (0.02, 0.10, 10),
+    "plain": (0.62, 0.15, 32),  # in the style that a prompt without a style gets
+    "text": (0.30, 0.20, 32),
+    "edit": (0.06, 0.52, 20),
+    "layout": (0.02, 0.13, 10),
 }
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
