@@ -23,6 +23,7 @@ def test_the_documented_resolutions() -> None:
 def test_the_documented_defaults() -> None:
     assert contract.DEFAULT_MODEL == "flux2-klein-4b"
     assert contract.DEFAULT_MODEL in contract.MODEL_IDS
+    assert contract.BASE_MODEL not in contract.MODEL_IDS
     assert contract.RESOLUTIONS[contract.DEFAULT_ASPECT_RATIO] == (1344, 768)
     assert contract.MAX_REFERENCES == 4
 

@@ -10,6 +10,8 @@ Workflow = Literal["text-to-image", "image-to-image", "multi-reference"]
 DEFAULT_MODEL: Final = "flux2-klein-4b"
 MINI_MODEL: Final = "klein-mini"
 MODEL_IDS: Final = (DEFAULT_MODEL, MINI_MODEL)
+BASE_MODEL: Final = "flux2-klein-base-4b"
+SERVABLE_MODEL_IDS: Final = (*MODEL_IDS, BASE_MODEL)  # the last is known only to servers whose operator chose it
 
 DEFAULT_ASPECT_RATIO: Final = "landscape"
 RESOLUTIONS: Final[dict[str, tuple[int, int]]] = {  # aspect ratio: (width, height) in pixels

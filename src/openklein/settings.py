@@ -15,7 +15,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from openklein.contract import DEFAULT_MODEL, MODEL_IDS
+from openklein.contract import DEFAULT_MODEL, SERVABLE_MODEL_IDS
 from openklein.errors import InvalidSetting
 
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
@@ -131,7 +131,9 @@ class Settings:
     api_key: str | None = setting(
         "", to_optional_text, "a fixed API key, any text, beside those in the database", secret=True
     )
-    model: str = setting(DEFAULT_MODEL, to_choice(*MODEL_IDS), "model to serve; klein-mini stands in if not installed")
+    model: str = setting(
+        DEFAULT_MODEL, to_choice(*SERVABLE_MODEL_IDS), "model to serve: " + ", ".join(SERVABLE_MODEL_IDS)
+    )
     strict_model: bool = setting("false", to_flag, "refuse requests for a model that is not installed: no stand-in")
     request_timeout_s: float = setting("120", to_seconds, "seconds a request may take, its time in the queue included")
     allowed_url_hosts: tuple[str, ...] = setting(

@@ -91,6 +91,14 @@ def test_what_is_wrong_is_said_with_the_value_and_what_is_allowed(fields: dict[s
     assert len(str(caught.value)) < 220
 
 
+@pytest.mark.parametrize(
+    "name", ["steps", "num_inference_steps", "guidance", "guidance_scale", "cfg_scale", "negative_prompt", "strength"]
+)
+def test_what_the_model_fixes_is_refused(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^There is no field '{name}'; the fields are prompt, "):
+        read_fields({"prompt": "a", name: 4})
+
+
 def test_an_unknown_model_has_an_error_of_its_own() -> None:
     with pytest.raises(UnknownModel, match=r"^model cannot be 'sdxl'; it must be one of flux2-klein-4b, klein-mini\.$"):
         read_fields({"prompt": "a", "model": "sdxl"})

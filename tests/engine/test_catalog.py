@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
@@ -5,7 +7,7 @@ from torch.nn import Module
 
 from openklein import contract
 from openklein.engine.autoencoder import Autoencoder, AutoencoderConfig
-from openklein.engine.catalog import CATALOG, KLEIN_4B, KLEIN_MINI, ModelCard
+from openklein.engine.catalog import CATALOG, KLEIN_4B, KLEIN_BASE_4B, KLEIN_MINI, ModelCard
 from openklein.engine.images import fit_reference
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.text_encoder import TextEncoder
@@ -25,7 +27,7 @@ def parameter_count(card: ModelCard) -> tuple[int, int, int]:
 
 
 def test_the_models_are_those_of_the_contract() -> None:
-    assert tuple(CATALOG) == contract.MODEL_IDS
+    assert tuple(CATALOG) == contract.SERVABLE_MODEL_IDS
     assert all(card.id == model_id for model_id, card in CATALOG.items())
 
 
@@ -59,6 +61,19 @@ def test_the_official_model_has_its_published_sizes() -> None:
     assert text_encoder == embedding + 27 * layer
     assert isinstance(KLEIN_4B.autoencoder, AutoencoderConfig)
     assert KLEIN_4B.steps == 4
+
+
+def test_the_smaller_decoder_has_its_published_size() -> None:
+    assert KLEIN_4B.small_autoencoder
+    _, _, parameters = parameter_count(replace(KLEIN_4B, autoencoder=KLEIN_4B.small_autoencoder))
+    statistics = 4 * 2 * 128 + 8  # bytes of the normaliser's
+    assert 0 < 249_519_092 - (4 * parameters + statistics) < 30_000  # the file's header
+
+
+def test_the_base_model_is_the_same_before_distillation() -> None:
+    assert (KLEIN_BASE_4B.id, KLEIN_BASE_4B.steps, KLEIN_BASE_4B.guidance) == ("flux2-klein-base-4b", 50, 4.0)
+    same = replace(KLEIN_4B, id=KLEIN_BASE_4B.id, description=KLEIN_BASE_4B.description, source=KLEIN_BASE_4B.source)
+    assert replace(same, steps=50, guidance=4.0) == KLEIN_BASE_4B
 
 
 def test_the_official_prompt_template() -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from openklein.contract import DEFAULT_ASPECT_RATIO, DEFAULT_MODEL, MAX_SEED, MODEL_IDS, RESOLUTIONS
+from openklein.contract import DEFAULT_ASPECT_RATIO, DEFAULT_MODEL, MAX_SEED, MODEL_IDS, RESOLUTIONS, SERVABLE_MODEL_IDS
 from openklein.errors import InvalidRequest, UnknownModel
 
 MAX_JSON_MARKS = 10_000  # brackets and commas; parsed, each may take 20 times the bytes it came in
@@ -41,7 +41,7 @@ class GenerateBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
     prompt: Annotated[str, AfterValidator(readable)]
-    model: Annotated[str, AfterValidator(one_of(MODEL_IDS))] = DEFAULT_MODEL
+    model: Annotated[str, AfterValidator(one_of(SERVABLE_MODEL_IDS))] = DEFAULT_MODEL
     image_uris: Annotated[list[str], BeforeValidator(read_uris)] = []
     aspect_ratio: Annotated[str, AfterValidator(one_of(RESOLUTIONS))] = DEFAULT_ASPECT_RATIO
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(default_factory=lambda: secrets.randbelow(MAX_SEED + 1))

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NoReturn
 
 from openklein import __version__
-from openklein.contract import DEFAULT_ASPECT_RATIO, MAX_REFERENCES, MAX_SEED, MODEL_IDS, RESOLUTIONS
+from openklein.contract import DEFAULT_ASPECT_RATIO, MAX_REFERENCES, MAX_SEED, RESOLUTIONS, SERVABLE_MODEL_IDS
 from openklein.errors import CallerError, InvalidSetting, OpenKleinError
 from openklein.settings import Settings, env_name, flag_name
 
@@ -101,7 +101,9 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", metavar="N", type=read_seed, help="0 to 2^63-1; the same seed gives the same image; default: random"
     )
-    parser.add_argument("--model", choices=MODEL_IDS, default=argparse.SUPPRESS, help="default: OPENKLEIN_MODEL")
+    parser.add_argument(
+        "--model", choices=SERVABLE_MODEL_IDS, default=argparse.SUPPRESS, help="default: OPENKLEIN_MODEL"
+    )
     add_settings(parser, "data_dir")
 
 

@@ -1,10 +1,10 @@
 """List the models: one frozen row each, holding everything in which they differ."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from openklein.contract import DEFAULT_MODEL, MINI_MODEL
+from openklein.contract import BASE_MODEL, DEFAULT_MODEL, MINI_MODEL
 from openklein.engine.autoencoder import AutoencoderConfig
 from openklein.engine.mini_autoencoder import MiniAutoencoderConfig
 from openklein.engine.text_encoder import TextEncoderConfig
@@ -36,6 +36,7 @@ class ModelCard:
     licence: str
     source: HubSource | None  # None: shipped in the package
     steps: int
+    guidance: float  # how far to go beyond what an empty prompt gives, at twice the work; 1 is without
     token_px: int  # output pixels that one token covers, each way
     reference_min_area: int  # smaller references are scaled up to this many pixels
     reference_max_area: int  # larger ones down to this
@@ -53,6 +54,7 @@ KLEIN_4B: Final = ModelCard(
     licence="Apache-2.0",
     source=HubSource("black-forest-labs/FLUX.2-klein-4B", "main", DIFFUSERS_FILES),
     steps=4,
+    guidance=1.0,
     token_px=16,
     reference_min_area=0,
     reference_max_area=1024 * 1024,
@@ -89,12 +91,22 @@ KLEIN_4B: Final = ModelCard(
     small_autoencoder=AutoencoderConfig(decoder_block_out_channels=(96, 192, 384, 384)),
 )
 
+KLEIN_BASE_4B: Final = replace(
+    KLEIN_4B,
+    id=BASE_MODEL,
+    description="FLUX.2 [klein] base 4B by Black Forest Labs, before it was distilled to few steps",
+    source=HubSource("black-forest-labs/FLUX.2-klein-base-4B", "main", DIFFUSERS_FILES),
+    steps=50,
+    guidance=4.0,
+)
+
 KLEIN_MINI: Final = ModelCard(
     id=MINI_MODEL,
     description="a small model for illustrations and icons, trained by this project",
     licence="Apache-2.0",
     source=None,
     steps=4,
+    guidance=1.0,
     token_px=128,
     # its own outputs pass unscaled, and padding undoes the crop that made them
     reference_min_area=1_030_000,
@@ -131,4 +143,4 @@ KLEIN_MINI: Final = ModelCard(
     autoencoder=MiniAutoencoderConfig(),
 )
 
-CATALOG: Final[dict[str, ModelCard]] = {card.id: card for card in (KLEIN_4B, KLEIN_MINI)}
+CATALOG: Final[dict[str, ModelCard]] = {card.id: card for card in (KLEIN_4B, KLEIN_MINI, KLEIN_BASE_4B)}

@@ -74,9 +74,10 @@ class Pipeline:
         return ImageResult(image, self.card.id, request.seed, timings)
 
     def _encode_prompt(self, prompt: str) -> Tensor:
-        ids, mask = self._tokenizer.encode([prompt])
+        """Give features (1, T, joint); with guidance those of an empty prompt are a second row."""
+        ids, mask = self._tokenizer.encode([prompt] if self.card.guidance == 1 else [prompt, ""])
         features: Tensor = self._text_encoder(ids.to(self.choice.device), mask.to(self.choice.device))
-        return features  # (1, T, joint)
+        return features
 
     def _encode_references(self, references: Sequence[Image.Image]) -> tuple[Tensor, list[Grid]]:
         tokens, grids = [], []
@@ -107,10 +108,13 @@ class Pipeline:
 
         def predict(tokens: Tensor, sigma: float) -> Tensor:
             # references join anew at every step and are never stepped themselves
-            image = torch.cat([tokens, references], dim=1)
-            times = torch.full((1,), sigma, dtype=text.dtype, device=text.device)
-            velocity: Tensor = self._transformer(image, text, times, rotary)
-            return velocity[:, : tokens.shape[1]]
+            image = torch.cat([tokens, references], dim=1).expand(text.shape[0], -1, -1)
+            times = torch.full((text.shape[0],), sigma, dtype=text.dtype, device=text.device)
+            velocity: Tensor = self._transformer(image, text, times, rotary)[:, : tokens.shape[1]]
+            if self.card.guidance == 1:
+                return velocity
+            prompted, unprompted = velocity.chunk(2)
+            return unprompted + self.card.guidance * (prompted - unprompted)
 
         noise = pack(self._noise(request.seed, height, width))
         tokens = denoise(noise, sigmas(height * width, self.card.steps), predict, on_step)
