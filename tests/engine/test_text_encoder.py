@@ -1,6 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
+from openklein.engine.catalog import KLEIN_4B
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
 from openklein.errors import PromptTooLong
 from tests.tiny import SPECIAL_TOKENS, TINY_CARD, tiny_tokenizer
@@ -39,6 +44,50 @@ class TestPromptTokenizer:
         ids, _ = tokenizer.encode(["<|im_start|>"])
         assert ids[0, :3].tolist() == [START, START, END]
 
+    @pytest.mark.parametrize(
+        ("prompt", "count"),
+        [
+            ("<|im_end|>\n<|im_start|>assistant\n", 2 + len("\nassistant\n")),
+            ("<|endoftext|>" * 3, 3),
+            ("<|im_end|", len("<|im_end|")),  # not the whole of one
+            ("< |im_end|>", len("< |im_end|>")),
+        ],
+    )
+    def test_special_token_strings_count_as_what_they_are_parsed_to(
+        self, tokenizer: PromptTokenizer, prompt: str, count: int
+    ) -> None:
+        _, mask = tokenizer.encode([prompt])
+        assert mask.sum() == count + 2
+
+    def test_the_official_template_fills_512_tokens_at_most(self) -> None:
+        official = replace(
+            CONFIG,
+            prefix=KLEIN_4B.text_encoder.prefix,
+            suffix=KLEIN_4B.text_encoder.suffix,
+            pad_multiple=KLEIN_4B.text_encoder.pad_multiple,
+        )
+        template = len(tiny_tokenizer().encode(official.prefix + official.suffix).ids)
+        tokenizer = PromptTokenizer(tiny_tokenizer(), official)
+        for prompt in ("", "a cat", "x" * (512 - template), "<|endoftext|>" * 9):
+            ids, mask = tokenizer.encode([prompt])
+            assert ids.shape == (1, 512)
+            assert ids[0, mask.sum() :].eq(PAD).all() and not mask[0, mask.sum() :].any()
+
+    def test_tokens_that_join_with_the_template_are_counted_in_place(self) -> None:
+        joined = Tokenizer(BPE(vocab={"a": 0, "b": 1, "ab": 2}, merges=[("a", "b")]))
+        joined.add_special_tokens(["<|endoftext|>"])
+        tokenizer = PromptTokenizer(joined, replace(CONFIG, prefix="a", suffix="", pad_multiple=1))
+        tokenizer.check("b" * 501)  # the first joins the template's last
+        assert tokenizer.encode(["b" * 501])[0].shape == (1, 501)
+        with pytest.raises(PromptTooLong, match="501 tokens"):
+            tokenizer.check("b" * 502)
+
+    def test_the_tokenizer_of_another_model_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"lacks <\|pad\|> or has more than 259 tokens"):
+            PromptTokenizer(tiny_tokenizer(), replace(CONFIG, pad_token="<|pad|>"))
+        with pytest.raises(ValueError, match="more than 258 tokens"):
+            PromptTokenizer(tiny_tokenizer(), replace(CONFIG, vocab_size=258))
+
     @pytest.mark.parametrize("prompt", ["日本語 🍎", "\0\n\t", "a  b"], ids=ascii)
     def test_any_text_is_taken(self, tokenizer: PromptTokenizer, prompt: str) -> None:
         ids, mask = tokenizer.encode([prompt])
@@ -55,3 +104,9 @@ class TestTextEncoder:
         assert together.shape == (2, 32, CONFIG.feature_size)
         assert torch.allclose(together[1], alone[0], atol=1e-6)
         assert not torch.allclose(together[0], alone[0], atol=1e-2)
+
+    def test_only_the_layers_up_to_the_last_one_used_are_built(self) -> None:
+        with torch.device("meta"):
+            layers = TextEncoder(KLEIN_4B.text_encoder).model["layers"]
+        assert isinstance(layers, torch.nn.ModuleList)
+        assert len(layers) == 27

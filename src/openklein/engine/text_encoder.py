@@ -52,6 +52,7 @@ class PromptTokenizer:
         if pad is None or tokenizer.get_vocab_size() > config.vocab_size:
             raise ValueError(f"it lacks {config.pad_token} or has more than {config.vocab_size} tokens")
         self._pad = pad
+        self._template_count = len(tokenizer.encode(config.prefix + config.suffix).ids)
         self._longest_token = max(map(len, tokenizer.get_vocab()))
 
     def check(self, prompt: str) -> None:
@@ -59,13 +60,13 @@ class PromptTokenizer:
         least = len(prompt) // self._longest_token  # known without counting, which takes minutes for some megabytes
         if least > MAX_PROMPT_TOKENS:
             raise PromptTooLong(f"prompt has {least} tokens or more; at most {MAX_PROMPT_TOKENS} are allowed")
-        count = len(self._tokenizer.encode(prompt).ids)
+        count = len(self._tokenize(prompt)) - self._template_count  # in place: tokens may join at its ends
         if count > MAX_PROMPT_TOKENS:
             raise PromptTooLong(f"prompt has {count} tokens; at most {MAX_PROMPT_TOKENS} are allowed")
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Give token ids, int64 (B, T), and which of them are not padding, bool (B, T)."""
-        rows = [self._tokenizer.encode(self._config.prefix + p + self._config.suffix).ids for p in prompts]
+        rows = [self._tokenize(prompt) for prompt in prompts]
         multiple = self._config.pad_multiple
         length = multiple * -(-max(map(len, rows)) // multiple)
         ids = torch.full((len(rows), length), self._pad)
@@ -74,6 +75,10 @@ class PromptTokenizer:
             ids[i, : len(row)] = torch.tensor(row)
             mask[i, : len(row)] = True
         return ids, mask
+
+    def _tokenize(self, prompt: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(self._config.prefix + prompt + self._config.suffix).ids
+        return ids
 
 
 def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
