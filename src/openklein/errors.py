@@ -20,7 +20,8 @@
     └── OperatorError            the installation is wrong; the message is for its operator
         ├── InvalidSetting
         ├── WeightsMissing
-        └── WeightsInvalid
+        ├── WeightsInvalid
+        └── NotEnoughMemory      the model does not fit
 
 Nothing here knows HTTP: `api/error_responses.py` maps classes to status codes.
 """
@@ -116,3 +117,7 @@ class WeightsMissing(OperatorError):
 
 class WeightsInvalid(OperatorError):
     code = "weights_invalid"
+
+
+class NotEnoughMemory(OperatorError):
+    code = "not_enough_memory"

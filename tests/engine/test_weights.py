@@ -1,3 +1,5 @@
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,14 +9,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openklein.contract import DEFAULT_MODEL, MINI_MODEL
-from openklein.engine.catalog import CATALOG
+from openklein.engine.autoencoder import AutoencoderConfig
+from openklein.engine.catalog import CATALOG, KLEIN_4B
 from openklein.engine.manifest import Manifest, ModelFile, write_manifest
 from openklein.engine.types import ImageRequest
 from openklein.engine.weights import installed, load_card, load_pipeline, model_folder
 from openklein.errors import WeightsInvalid, WeightsMissing
-from tests.tiny import CHOICE, TINY_CARD, save_tiny_model, tiny_pipeline
+from tests.parity import makers
+from tests.tiny import CHOICE, TINY_CARD, save_tiny_model, tiny_modules, tiny_pipeline, tiny_tokenizer
 
 REQUEST = ImageRequest("a red apple", 128, 128, seed=1)
+SMALL = ImageRequest("a red apple", 32, 32, seed=1)
 
 
 @pytest.fixture
@@ -92,10 +97,66 @@ def test_weights_may_be_spread_over_files(folder: Path) -> None:
     assert loaded.generate(REQUEST).image.tobytes() == tiny_pipeline().generate(REQUEST).image.tobytes()
 
 
+class TestTheFolderOfThe4B:
+    CARD = replace(
+        KLEIN_4B,
+        token_px=4,
+        transformer=TINY_CARD.transformer,
+        text_encoder=TINY_CARD.text_encoder,
+        autoencoder=AutoencoderConfig(block_out_channels=(4, 8), latent_channels=4, norm_num_groups=4),
+        small_autoencoder=AutoencoderConfig(
+            block_out_channels=(4, 8), decoder_block_out_channels=(4, 4), latent_channels=4, norm_num_groups=4
+        ),
+    )
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """Lay it out as diffusers does, the text encoder in shards with an index."""
+        text_encoder, transformer, autoencoder = tiny_modules(self.CARD)
+        for part, module in {"transformer": transformer, "vae": autoencoder}.items():
+            (tmp_path / part).mkdir()
+            save_file(module.state_dict(), tmp_path / part / "diffusion_pytorch_model.safetensors")
+        (tmp_path / "text_encoder").mkdir()
+        tensors = list(text_encoder.state_dict().items())
+        shards = {"model-1.safetensors": tensors[::2], "model-2.safetensors": tensors[1::2]}
+        for name, shard in shards.items():
+            save_file(dict(shard), tmp_path / "text_encoder" / name)
+        index = {"weight_map": {key: name for name, shard in shards.items() for key, _ in shard}}
+        (tmp_path / "text_encoder" / "model.safetensors.index.json").write_text(json.dumps(index))
+        (tmp_path / "tokenizer").mkdir()
+        tiny_tokenizer().save(str(tmp_path / "tokenizer" / "tokenizer.json"))
+        return tmp_path
+
+    def test_it_is_loaded(self, folder: Path) -> None:
+        loaded = load_card(self.CARD, folder, CHOICE)
+        assert loaded.generate(SMALL).image.tobytes() == tiny_pipeline(self.CARD).generate(SMALL).image.tobytes()
+
+    def test_a_single_file_beside_the_other_parts_is_the_transformer(self, folder: Path) -> None:
+        tensors = makers.transformer(self.CARD.transformer)
+        save_file(tensors, folder / "flux-2-klein-4b.safetensors")
+        beside = load_card(self.CARD, folder, CHOICE)._transformer.x_embedder.weight
+        assert not torch.equal(beside, tensors["img_in.weight"])  # the folder counts first
+        shutil.rmtree(folder / "transformer")
+        loaded = load_card(self.CARD, folder, CHOICE)
+        assert torch.equal(loaded._transformer.x_embedder.weight, tensors["img_in.weight"])
+        assert loaded.generate(SMALL).image.size == (32, 32)
+
+    @pytest.mark.parametrize("size", ["autoencoder", "small_autoencoder"])
+    def test_the_decoder_is_as_large_as_in_the_file(self, folder: Path, size: str) -> None:
+        config = getattr(self.CARD, size)
+        tensors = makers.autoencoder(config)
+        (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+        save_file(tensors, folder / "vae" / "full_encoder_small_decoder.safetensors")
+        loaded = load_card(self.CARD, folder, CHOICE)
+        assert loaded._autoencoder.config == config
+        assert torch.equal(loaded._autoencoder.decoder.conv_out.weight, tensors["decoder.conv_out.weight"])
+        assert loaded.generate(SMALL).image.size == (32, 32)
+
+
 class TestInstalled:
     def test_an_empty_folder_holds_no_model(self, tmp_path: Path) -> None:
         assert not installed(DEFAULT_MODEL, tmp_path)
-        with pytest.raises(WeightsMissing, match="put the model's files there"):
+        with pytest.raises(WeightsMissing, match="download the model's files into"):
             load_pipeline(DEFAULT_MODEL, tmp_path, CHOICE)
 
     def test_every_part_is_needed(self, tmp_path: Path) -> None:

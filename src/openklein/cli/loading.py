@@ -1,13 +1,19 @@
 """Choose which model to load, and say so."""
 
-from openklein.contract import MINI_MODEL
-from openklein.engine.weights import installed
+from openklein.contract import DEFAULT_MODEL, MINI_MODEL
+from openklein.engine.weights import has_files_put_by_hand, installed
 from openklein.settings import Settings
 
 
 def choose_model(settings: Settings) -> str:
-    """Name the model that is asked for, or klein-mini, which every installation has, where it is not installed."""
-    return settings.model if installed(settings.model, settings.models_dir) else MINI_MODEL
+    """Name the model that is asked for, or klein-mini, where that is the default and nothing of it is here.
+
+    Files put there by hand are named even where a part is missing: loading says what is wrong.
+    """
+    wanted, folder = settings.model, settings.models_dir
+    if wanted == DEFAULT_MODEL and not installed(wanted, folder) and not has_files_put_by_hand(wanted, folder):
+        return MINI_MODEL
+    return wanted
 
 
 def describe_choice(settings: Settings, model_id: str) -> str:

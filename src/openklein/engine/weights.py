@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
+from typing import Final
 
 import torch
 from tokenizers import Tokenizer
@@ -14,11 +15,15 @@ from openklein.engine.catalog import CATALOG, ModelCard
 from openklein.engine.checkpoint import Stored, fill, find_files, match, read_headers
 from openklein.engine.device import DeviceChoice, choose_device
 from openklein.engine.manifest import has_its_size, read_manifest
+from openklein.engine.memory import LOADING_OVERHEAD, available_bytes, weight_bytes
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder, TextEncoderConfig
 from openklein.engine.transformer import FlowTransformer
-from openklein.errors import WeightsInvalid
+from openklein.errors import NotEnoughMemory, WeightsInvalid
+
+PARTS: Final = ("text_encoder", "transformer", "autoencoder")
+Modules = tuple[TextEncoder, FlowTransformer, Autoencoder | MiniAutoencoder]
 
 
 def model_folder(model_id: str, models_dir: Path) -> Path:
@@ -37,8 +42,14 @@ def installed(model_id: str, models_dir: Path) -> bool:
 
 
 def load_pipeline(model_id: str, models_dir: Path, choice: DeviceChoice | None = None) -> Pipeline:
-    """Load a model of the catalog; raises WeightsMissing or WeightsInvalid, naming the file or the key."""
+    """Load a model of the catalog; raises WeightsMissing, WeightsInvalid or NotEnoughMemory, naming the fix."""
     return load_card(CATALOG[model_id], model_folder(model_id, models_dir), choice or choose_device())
+
+
+def has_files_put_by_hand(model_id: str, models_dir: Path) -> bool:
+    """Tell whether there is anything in a model's folder that no download has recorded."""
+    folder = model_folder(model_id, models_dir)
+    return folder.is_dir() and any(folder.iterdir()) and read_manifest(folder) is None
 
 
 def load_card(card: ModelCard, folder: Path, choice: DeviceChoice) -> Pipeline:
@@ -46,20 +57,42 @@ def load_card(card: ModelCard, folder: Path, choice: DeviceChoice) -> Pipeline:
     tokenizer = load_tokenizer(card, folder)
     headers = {part: read_headers(find_files(folder, card.files[part])) for part in PARTS}
     headers["text_encoder"] = used_layers(headers["text_encoder"], card.text_encoder)
-    with torch.device("meta"):
-        text_encoder = TextEncoder(card.text_encoder)
-        transformer = FlowTransformer(card.transformer)
-        autoencoder = make_autoencoder(choose_decoder(card, headers["autoencoder"]))
-    modules = dict(zip(PARTS, (text_encoder, transformer, autoencoder), strict=True))
-    sources = {part: match(modules[part], headers[part], f"the {part} of {card.id}") for part in PARTS}
-    for part in PARTS:
-        fill(modules[part], sources[part], headers[part], choice)
+    modules = empty_modules(card, choose_decoder(card, headers["autoencoder"]))
+    sources = [
+        match(module, headers[part], f"the {part.replace('_', ' ')} of {card.id}")
+        for part, module in zip(PARTS, modules, strict=True)
+    ]
+    check_memory(card, modules, choice)
+    for part, module, source in zip(PARTS, modules, sources, strict=True):
+        fill(module, source, headers[part], choice)
+    text_encoder, transformer, autoencoder = modules
     return Pipeline(
         card, choice, tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, autoencoder=autoencoder
     )
 
 
-PARTS = ("text_encoder", "transformer", "autoencoder")
+def empty_modules(card: ModelCard, autoencoder: AutoencoderConfig | MiniAutoencoderConfig) -> Modules:
+    """Build the modules of a model, in the order of PARTS, without weights."""
+    with torch.device("meta"):
+        return TextEncoder(card.text_encoder), FlowTransformer(card.transformer), make_autoencoder(autoencoder)
+
+
+def check_memory(card: ModelCard, modules: Modules, choice: DeviceChoice) -> None:
+    """Raise NotEnoughMemory, naming what would fit, where the weights do not."""
+
+    def needed(modules: Modules) -> float:
+        return LOADING_OVERHEAD * sum(weight_bytes(module, choice.dtype) for module in modules)
+
+    available = available_bytes(choice.device)
+    if needed(modules) <= available:
+        return
+    others = {other.id: needed(empty_modules(other, other.autoencoder)) for other in CATALOG.values()}
+    fitting = [f"{name} ({size / 1e9:.1f} GB)" for name, size in others.items() if size <= available]
+    raise NotEnoughMemory(
+        f"{card.id} needs {needed(modules) / 1e9:.1f} GB of memory on {choice.device} in {choice.dtype}, and "
+        f"{available / 1e9:.1f} GB are available; free some"
+        + (f", or choose a model that fits with --model: {', '.join(fitting)}." if fitting else ".")
+    )
 
 
 def load_tokenizer(card: ModelCard, folder: Path) -> PromptTokenizer:

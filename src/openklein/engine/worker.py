@@ -9,7 +9,7 @@ from threading import Thread
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.scheduler import Scheduler, Ticket
 from openklein.engine.warm_up import warm_up
-from openklein.errors import ShuttingDown
+from openklein.errors import OperatorError, ShuttingDown
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Worker:
             pipeline = self._load()
             self.estimate_s = warm_up(pipeline)
         except BaseException as error:
-            logger.exception("The model could not be loaded.")
+            logger.error("The model could not be loaded.", exc_info=not isinstance(error, OperatorError))
             self.error = error
         else:
             self._pipeline = pipeline
