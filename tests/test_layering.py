@@ -33,7 +33,7 @@ FORBIDDEN = {
     "client": {"torch", "fastapi", "sqlalchemy"},
     "cli": {"fastapi", "starlette"},
 }
-HEAVY = {"torch", "numpy", "PIL", "fastapi", "sqlalchemy"}
+HEAVY = {"torch", "numpy", "PIL", "fastapi", "sqlalchemy", "huggingface_hub"}
 LIGHT = ["openklein", "openklein.contract", "openklein.errors", "openklein.settings", "openklein.cli.main"]
 
 
@@ -109,7 +109,9 @@ def test_light_modules_never_import_torch(module: str) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["generate", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["serve", "--help"], ["generate", "--help"], ["models", "pull", "--help"], ["--version"]]
+)
 def test_help_never_imports_torch(arguments: list[str]) -> None:
     code = (
         "import sys; from openklein.cli.main import main\n"

@@ -21,7 +21,8 @@
         ├── InvalidSetting
         ├── WeightsMissing
         ├── WeightsInvalid
-        └── NotEnoughMemory      the model does not fit
+        ├── NotEnoughMemory      the model does not fit
+        └── DownloadFailed       the model hub, the network or the disk kept a model from being fetched
 
 Nothing here knows HTTP: `api/error_responses.py` maps classes to status codes.
 """
@@ -121,3 +122,7 @@ class WeightsInvalid(OperatorError):
 
 class NotEnoughMemory(OperatorError):
     code = "not_enough_memory"
+
+
+class DownloadFailed(OperatorError):
+    code = "download_failed"

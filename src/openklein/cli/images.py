@@ -70,7 +70,10 @@ def make(settings: Settings, request: ImageRequest) -> ImageResult:
     model_id = choose_model(settings)
     if model_id != settings.model:
         if settings.strict_model:
-            raise WeightsMissing(f"{settings.model} is not installed in {settings.models_dir}, and no other is wanted.")
+            raise WeightsMissing(
+                f"{settings.model} is not installed in {settings.models_dir}, and no other is wanted; "
+                f"`openklein models pull {settings.model}` downloads it."
+            )
         print(describe_choice(settings, model_id), file=sys.stderr)
     with tqdm(desc=f"loading {model_id}", unit="step", disable=None, leave=False) as bar:
         pipeline = load_pipeline(model_id, settings.models_dir)

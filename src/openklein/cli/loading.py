@@ -19,4 +19,7 @@ def choose_model(settings: Settings) -> str:
 def describe_choice(settings: Settings, model_id: str) -> str:
     if model_id == settings.model:
         return f"model: {model_id}"
-    return f"model: {model_id} stands in for {settings.model}, which is not installed in {settings.models_dir}"
+    return (
+        f"model: {model_id} stands in for {settings.model}, which is not installed in {settings.models_dir}; "
+        f"`openklein models pull {settings.model}` downloads it"
+    )

@@ -87,6 +87,7 @@ def build_parser() -> Parser:
     edit.add_argument("-i", "--image", metavar="FILE", action="append", default=[], help="one more image; repeatable")
     add_image_flags(edit)
 
+    add_models_parsers(add("models", help="download models and look after them", description="Manage models."))
     add_keys_parsers(add("keys", help="manage API keys", description="Manage API keys."))
     return parser
 
@@ -105,6 +106,27 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
         "--model", choices=SERVABLE_MODEL_IDS, default=argparse.SUPPRESS, help="default: OPENKLEIN_MODEL"
     )
     add_settings(parser, "data_dir")
+
+
+def add_models_parsers(parser: argparse.ArgumentParser) -> None:
+    names = f"one of {', '.join(SERVABLE_MODEL_IDS)}"
+    actions = parser.add_subparsers(metavar="ACTION", required=True)
+    for name, help in {
+        "pull": "download a model, or what is missing of it",
+        "list": "list the models and what is installed",
+        "verify": "read a download to its last byte and compare",
+        "rm": "remove a model from the data folder",
+        "path": "print the folder of a model, installed or not",
+    }.items():
+        action = actions.add_parser(
+            name, formatter_class=HelpFormatter, help=help, description=f"{help[0].upper()}{help[1:]}."
+        )
+        action.set_defaults(run=run_models, action=name)
+        if name != "list":
+            action.add_argument("model", metavar="MODEL", choices=SERVABLE_MODEL_IDS, help=names)
+        if name == "pull":
+            action.add_argument("--revision", help="branch, tag or commit of its repository; default: main")
+        add_settings(action, "data_dir")
 
 
 def add_keys_parsers(parser: argparse.ArgumentParser) -> None:
@@ -174,6 +196,13 @@ def run_edit(arguments: argparse.Namespace) -> int:
     from openklein.cli.images import edit
 
     return edit(settings, arguments)
+
+
+def run_models(arguments: argparse.Namespace) -> int:
+    settings = read_settings(arguments)
+    from openklein.cli.models import run
+
+    return run(settings, arguments)
 
 
 def run_keys_create(arguments: argparse.Namespace) -> int:

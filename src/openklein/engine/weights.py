@@ -20,7 +20,7 @@ from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderCo
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder, TextEncoderConfig
 from openklein.engine.transformer import FlowTransformer
-from openklein.errors import NotEnoughMemory, WeightsInvalid
+from openklein.errors import NotEnoughMemory, WeightsInvalid, WeightsMissing
 
 PARTS: Final = ("text_encoder", "transformer", "autoencoder")
 Modules = tuple[TextEncoder, FlowTransformer, Autoencoder | MiniAutoencoder]
@@ -43,7 +43,10 @@ def installed(model_id: str, models_dir: Path) -> bool:
 
 def load_pipeline(model_id: str, models_dir: Path, choice: DeviceChoice | None = None) -> Pipeline:
     """Load a model of the catalog; raises WeightsMissing, WeightsInvalid or NotEnoughMemory, naming the fix."""
-    return load_card(CATALOG[model_id], model_folder(model_id, models_dir), choice or choose_device())
+    folder = model_folder(model_id, models_dir)
+    if read_manifest(folder) and not installed(model_id, models_dir):
+        raise WeightsMissing(f"{folder} holds part of a download; `openklein models pull {model_id}` fetches the rest.")
+    return load_card(CATALOG[model_id], folder, choice or choose_device())
 
 
 def has_files_put_by_hand(model_id: str, models_dir: Path) -> bool:
