@@ -4,7 +4,7 @@ From noise, student and teacher go down the product's four noise levels. From a 
 takes several guided steps in each, and the student learns to go there in one. An edit has one right
 outcome, which the pool holds: there the student learns to go straight to it from wherever it is. Half of
 the time the way goes on from where the student went, so that it learns to mend its own errors.
-`python -m training.distill --work FOLDER --minutes 12` resumes FOLDER/distill.
+`python -m training.distill --work FOLDER --minutes 15` resumes FOLDER/distill.
 """
 
 import argparse
@@ -107,6 +107,6 @@ def descend(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training.flow")
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--minutes", type=float, default=15)
     arguments = parser.parse_args()
     train(arguments.work, arguments.minutes)

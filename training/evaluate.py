@@ -2,7 +2,8 @@
 
 `python -m training.evaluate --work FOLDER --to docs/klein-mini` writes into the second folder:
   smoke.png, smoke_key.json   the plain prompts, shuffled, and which is which (for a blind reader)
-  backgrounds.png, edits.png, references.png
+  backgrounds.png, edits.png, more_edits.png, references.png, aspects.png
+  readme.png                  drawn and edited pictures for the README
 """
 
 import argparse
@@ -27,6 +28,7 @@ THUMBNAIL_PX = 192
 DELTA_E_LIMIT = 25.0
 OBJECT_PSNR_DB = 20.0
 EDIT_CASES = 40
+SHOWN = ("a lion", "a strawberry", "a soccer ball", "a hamburger", "a penguin on a light blue background")
 Picture = NDArray[np.uint8]
 
 
@@ -146,6 +148,18 @@ def other_edits(pipeline: Pipeline, sprites: Picture, folder: Path) -> None:
     sheet([make(pipeline, text, 4, *references) for references, text in groups], 4, folder / "references.png")
 
 
+def first_screen(pipeline: Pipeline, folder: Path) -> None:
+    """Draw from prompts, and edit what was drawn."""
+    drawn = [make(pipeline, prompt, 0) for prompt in SHOWN]
+    pictures = [
+        *drawn,
+        make(pipeline, "change the background to teal", 0, drawn[0]),
+        make(pipeline, "make it black and white", 0, drawn[0]),
+        make(pipeline, "mirror the image", 0, drawn[-1]),
+    ]
+    sheet(pictures, 8, folder / "readme.png")
+
+
 def evaluate(work: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = load_pipeline(MINI_MODEL, Path())
@@ -155,6 +169,7 @@ def evaluate(work: Path, folder: Path) -> None:
     figures = {"background_colour_right": background_colours(pipeline, prompts, folder)}
     figures |= {f"edit_{name}": share for name, share in background_edits(pipeline, sprites, folder).items()}
     other_edits(pipeline, sprites, folder)
+    first_screen(pipeline, folder)
     wide = [make(pipeline, prompt, 5, aspect=aspect) for prompt, aspect in zip(prompts, RESOLUTIONS, strict=False)]
     sheet(wide, 4, folder / "aspects.png")
     print(json.dumps({"model": MINI_MODEL, "dtype": str(pipeline.choice.dtype), **figures}))

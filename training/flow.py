@@ -1,6 +1,6 @@
 """Train klein-mini's flow transformer on precomputed latents; the text encoder stays as it was taught.
 
-`python -m training.flow --work FOLDER --minutes 95` resumes FOLDER/flow.
+`python -m training.flow --work FOLDER --minutes 100` resumes FOLDER/flow.
 """
 
 import argparse
@@ -244,6 +244,6 @@ def train(work: Path, minutes: float) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training.pool")
-    parser.add_argument("--minutes", type=float, default=95)
+    parser.add_argument("--minutes", type=float, default=100)
     arguments = parser.parse_args()
     train(arguments.work, arguments.minutes)

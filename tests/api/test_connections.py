@@ -88,7 +88,10 @@ def test_a_body_may_take_longer_than_headers() -> None:
         for _ in range(4):
             time.sleep(0.2)
             client.sendall(b"x")
-        assert read_answer(client).endswith(b"\r\n\r\n4")
+        answer = read_answer(client)
+        if answer.endswith(b"\r\n\r\n"):  # its body may come in a segment of its own
+            answer += client.recv(1)
+        assert answer.endswith(b"\r\n\r\n4")
 
 
 def test_headers_are_bounded() -> None:

@@ -114,5 +114,5 @@ def test_a_model_that_cannot_be_loaded_ends_it(start_server: StartServer, tmp_pa
     with start_server(tmp_path / "data") as server:
         assert server.process.wait(timeout=60) == 1
         assert "The server stops: " in server.log
-        assert "model.safetensors is not a complete safetensors file" in server.log
+        assert "tokenizer.json is not a tokenizer" in server.log
         assert server.stdout == ""
