@@ -64,6 +64,14 @@ def read_answer(client: socket.socket) -> bytes:
     return answer
 
 
+def test_small_answers_do_not_wait_for_an_acknowledgement() -> None:
+    with running() as (server, connect), connect():
+        wait_until(lambda: len(server.server_state.connections) == 1)
+        (connection,) = server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_client_whose_headers_trickle_in_is_hung_up_on() -> None:
     with running(headers_timeout_s=0.3) as (_, connect), connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")

@@ -1,6 +1,7 @@
 """Serve connections with uvicorn, and hang up on clients that send or read too slowly."""
 
 import asyncio
+import socket
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -16,6 +17,8 @@ class TimedConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio leaves this out for a listener of socket.create_server, and small answers would wait 40 ms for an ACK
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         transport.set_write_buffer_limits(0)  # so that writing pauses as soon as anything is left unread
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
