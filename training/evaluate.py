@@ -8,6 +8,7 @@
 
 import argparse
 import json
+from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from openklein.engine.pipeline import Pipeline
 from openklein.engine.types import ImageRequest
 from openklein.engine.weights import load_pipeline
 from training.data import STYLES, load_sprites, read_concepts
-from training.pool import shown_styles
-from training.scenes import COLOURS, SQUARE, Scene, Thing, mask_and_paint
+from training.pool import POSED_SIZE, shown_styles
+from training.scenes import COLOURS, SQUARE, Scene, Thing, mask_and_paint, paint
 
 PROMPTS_FILE = Path(__file__).with_name("prompts") / "smoke.txt"
 THUMBNAIL_PX = 192
@@ -76,12 +77,30 @@ def sheet(pictures: list[Image.Image], columns: int, path: Path) -> None:
     canvas.save(path, optimize=True)
 
 
-def plain_prompts(pipeline: Pipeline, prompts: list[str], folder: Path) -> None:
-    """Draw the plain prompts and shuffle them for a blind reader."""
+def plain_prompts(pipeline: Pipeline, prompts: list[str], sprites: Picture, folder: Path) -> float:
+    """Draw the plain prompts, shuffled for a blind reader; return the share nearest to a real render of its thing."""
     order = np.random.default_rng(32).permutation(len(prompts))
-    sheet([make(pipeline, prompts[i], seed=0) for i in order], 8, folder / "smoke.png")
+    pictures = [make(pipeline, prompts[i], seed=0) for i in order]
+    sheet(pictures, 8, folder / "smoke.png")
     key = {f"row {n // 8 + 1}, column {n % 8 + 1}": prompts[i] for n, i in enumerate(order)}
     (folder / "smoke_key.json").write_text(json.dumps(key, indent=1) + "\n")
+    concepts = read_concepts()
+    names = [[name.lower() for name in (concept.label, *concept.aliases)] for concept in concepts]
+    renders = np.stack([thumbnail(render) for render in real_renders(sprites)])  # thing by thing, a row for each style
+    nearest = [int(((renders - thumbnail(picture)) ** 2).sum(1).argmin()) // len(STYLES) for picture in pictures]
+    wanted = [prompts[i].split(" ", 1)[1] for i in order]
+    return sum(name in names[thing] for name, thing in zip(wanted, nearest, strict=True)) / len(prompts)
+
+
+def real_renders(sprites: Picture) -> Iterator[Image.Image]:
+    """Paint every thing in every style as captions describe it, on white."""
+    for concept, style in np.ndindex(*sprites.shape[:2]):
+        yield Image.fromarray(paint(Scene((Thing(concept, style, POSED_SIZE),), "white", SQUARE), sprites))
+
+
+def thumbnail(picture: Image.Image) -> NDArray[np.float32]:
+    """Give a picture's pixels at 48 x 48, in a row."""
+    return np.asarray(picture.resize((48, 48), Image.Resampling.BOX), np.float32).ravel()
 
 
 def background_colours(pipeline: Pipeline, prompts: list[str], folder: Path) -> float:
@@ -165,8 +184,8 @@ def evaluate(work: Path, folder: Path) -> None:
     pipeline = load_pipeline(MINI_MODEL, Path())
     prompts = PROMPTS_FILE.read_text("utf-8").splitlines()
     sprites = load_sprites(work)
-    plain_prompts(pipeline, prompts, folder)
-    figures = {"background_colour_right": background_colours(pipeline, prompts, folder)}
+    figures = {"nearest_render_right": plain_prompts(pipeline, prompts, sprites, folder)}
+    figures["background_colour_right"] = background_colours(pipeline, prompts, folder)
     figures |= {f"edit_{name}": share for name, share in background_edits(pipeline, sprites, folder).items()}
     other_edits(pipeline, sprites, folder)
     first_screen(pipeline, folder)
