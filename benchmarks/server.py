@@ -61,12 +61,15 @@ class StandIn:
     def check(self, prompt: str) -> None:
         """Accept every prompt."""
 
-    def generate(self, request: ImageRequest, on_step: Callable[[Progress], None] = lambda _: None) -> ImageResult:
+    def generate(
+        self, request: ImageRequest, on_step: Callable[[Progress], None], timings: dict[str, float] | None = None
+    ) -> ImageResult:
         started = time.perf_counter()
         on_step(Progress(0, 1))
         time.sleep(self._engine_s)
         on_step(Progress(1, 1))
-        timings = {"text": 0.0, "denoise": time.perf_counter() - started, "decode": 0.0}
+        timings = {} if timings is None else timings
+        timings |= {"text": 0.0, "denoise": time.perf_counter() - started, "decode": 0.0}
         return ImageResult(self._image, self.card.id, request.seed, timings)
 
 

@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -39,7 +39,9 @@ class GatedPipeline:
     requests: list[ImageRequest] = field(default_factory=list)
     steps: int = 0
     ended: int = 0
-    error: Exception | None = None
+    error: Exception | None = None  # to raise before the model is asked
+    error_at_step: Exception | None = None
+    result_facts: dict[str, Any] = field(default_factory=dict)  # to say of each picture
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -49,20 +51,27 @@ class GatedPipeline:
     card: Any = field(init=False)
     check: Callable[[str], None] = field(init=False)
 
-    def generate(self, request: ImageRequest, on_step: Callable[[Progress], None] = lambda _: None) -> ImageResult:
+    def generate(
+        self,
+        request: ImageRequest,
+        on_step: Callable[[Progress], None],
+        timings: dict[str, float] | None = None,
+    ) -> ImageResult:
         def step(progress: Progress) -> None:
             self.is_inside.set()
-            self.gate.wait(20)
+            self.gate.wait(60)
             self.steps += 1
+            if self.error_at_step is not None:
+                raise self.error_at_step
             on_step(progress)
 
         if request is WARM_UP:
-            return self.inner.generate(request, on_step)
+            return self.inner.generate(request, on_step, timings)
         if self.error is not None:
             raise self.error
         self.requests.append(request)
         try:
-            return self.inner.generate(request, step)
+            return replace(self.inner.generate(request, step, timings), **self.result_facts)
         finally:
             self.ended += 1
 
@@ -104,6 +113,16 @@ class Site:
     def refusal(self, status: int, **fields: Any) -> str:
         """Send a request that fails with `status`, and return the sentence."""
         return expect_error(self.generate(**fields), status)
+
+
+def ask(site: Site) -> socket.socket:
+    """Ask for a picture over a connection that the caller closes when it likes."""
+    connection = socket.create_connection(("127.0.0.1", site.port))
+    connection.sendall(
+        f"POST /v1/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {site.key}\r\n"
+        'Content-Type: application/json\r\nContent-Length: 15\r\n\r\n{"prompt": "a"}'.encode()
+    )
+    return connection
 
 
 def expect_error(response: httpx.Response, status: int) -> str:

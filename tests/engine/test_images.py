@@ -1,6 +1,5 @@
 import itertools
 import struct
-import time
 import zlib
 from collections.abc import Callable
 from io import BytesIO
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageFile, ImageOps
 
 from openklein.engine import images
 from openklein.engine.images import decode_image, encode_png, fit_reference, to_image, to_tensor
@@ -94,11 +93,12 @@ class TestFormats:
 
 class TestSizes:
     @pytest.mark.parametrize("size", [(10_000, 5_001), (30_000, 30_000), (2**31 - 1, 2**31 - 1)])
-    def test_bombs_are_refused_without_decoding(self, size: tuple[int, int]) -> None:
-        started = time.perf_counter()
+    def test_bombs_are_refused_without_decoding(self, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+        decoded: list[ImageFile.ImageFile] = []
+        monkeypatch.setattr(ImageFile.ImageFile, "load", decoded.append)
         with pytest.raises(InvalidImage, match=f"{size[0]}x{size[1]} = .* megapixels; at most 50 "):
             decode_image(png_of(png_header(*size), (b"IDAT", zlib.compress(bytes(64)))))
-        assert time.perf_counter() - started < 0.5
+        assert decoded == []
 
     def test_a_bomb_in_the_metadata_is_refused(self) -> None:
         text = b"comment\0\0" + zlib.compress(bytes(200_000_000), 9)

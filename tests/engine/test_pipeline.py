@@ -146,6 +146,16 @@ class TestProgress:
             tiny_pipeline.generate(request(), stop)
         assert len(seen_by_the_transformer) == last
 
+    def test_the_time_of_a_stage_that_failed_is_told(self, tiny_pipeline: Pipeline) -> None:
+        def stop(progress: Progress) -> None:
+            raise KeyError("enough")
+
+        timings = {"queue": 1.0}
+        with pytest.raises(KeyError, match="enough"):
+            tiny_pipeline.generate(request(), stop, timings)
+        assert list(timings) == ["queue", "text", "denoise"]
+        assert timings["denoise"] > 0
+
 
 def test_every_bit_of_the_seed_counts(tiny_pipeline: Pipeline) -> None:
     low, high = (tiny_pipeline.generate(ImageRequest("a", 256, 256, seed)).image for seed in (1, 1 + 2**32))

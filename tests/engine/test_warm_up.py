@@ -39,12 +39,17 @@ class SlowPipeline(Pipeline):
         self.__dict__.update(other.__dict__)
         self.waits_s = waits_s
 
-    def generate(self, request: ImageRequest, on_step: Callable[[Progress], None] = lambda _: None) -> ImageResult:
+    def generate(
+        self,
+        request: ImageRequest,
+        on_step: Callable[[Progress], None] = lambda _: None,
+        timings: dict[str, float] | None = None,
+    ) -> ImageResult:
         def wait_then_step(progress: Progress) -> None:
             time.sleep((0.0, *self.waits_s)[progress.step])
             on_step(progress)
 
-        return super().generate(request, wait_then_step)
+        return super().generate(request, wait_then_step, timings)
 
 
 def test_the_estimate_scales_the_steps_but_for_what_the_first_sets_up(tiny_pipeline: Pipeline) -> None:

@@ -48,31 +48,45 @@ class RequestBorder:
         request_id = secrets.token_hex(12)
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.monotonic()
-        status = 0
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                for name, value in HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
+        answer = _Answer(request_id, receive, send)
         try:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, answer.receive, answer.send)
         except asyncio.CancelledError:  # the server stops, and has waited for this request long enough
-            if not status:
-                await error_response(ShuttingDown("The server is shutting down."))(scope, receive, send_with_headers)
+            if not answer.status:
+                await error_response(ShuttingDown("The server is shutting down."))(scope, receive, answer.send)
         except Exception:  # a border: whatever went wrong, the client gets an answer and the log the traceback
             logger.exception("request %s failed", request_id)
-            if not status:
-                await fault_response(request_id)(scope, receive, send_with_headers)
+            if not answer.status:
+                await fault_response(request_id)(scope, receive, answer.send)
         finally:
-            record = record_request(scope, self._routes, request_id, status, time.monotonic() - started)
+            record = record_request(scope, self._routes, request_id, answer.status, time.monotonic() - started)
             for observe in self._observers:
                 observe(record)
+
+
+class _Answer:
+    """Give an answer its headers, and note its status; 0 where the client left before it."""
+
+    def __init__(self, request_id: str, receive: Receive, send: Send) -> None:
+        self.status = 0
+        self._has_left = False
+        self._request_id = request_id
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._has_left |= message["type"] == "http.disconnect"
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = 0 if self._has_left else message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = self._request_id
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+        await self._send(message)
 
 
 class HostCheck:

@@ -9,6 +9,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Scope
 
 from openklein.api.settlement import Admission
+from openklein.engine.types import ImageResult
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,10 @@ class RequestRecord:
     seconds: float
     key_id: str | None = None
     admission: Admission | None = None
-    timings: Mapping[str, float] = field(default_factory=dict)  # of a picture: seconds by stage, in the order they ran
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds by stage, in order, the one that failed too
     traceparent: str = ""
+    batch_size: int = 0  # of the batch that its picture was made in; 0: none was made
+    prompt_cached: bool = False
 
     @property
     def is_probe(self) -> bool:
@@ -49,7 +52,7 @@ class RequestRecord:
             facts["key_id"] = self.key_id
         if self.admission is not None:
             facts |= {"model": self.admission.model, "workflow": self.admission.workflow}
-        if self.timings:
+        if "queue" in self.timings:
             engine_s = sum(self.timings.get(stage, 0) for stage in ENGINE_STAGES)
             facts |= {"queue_s": round(self.timings["queue"], 4), "engine_s": round(engine_s, 4)}
         return facts
@@ -63,6 +66,7 @@ def record_request(
 ) -> RequestRecord:
     """Read off a request's scope what the app noted there."""
     state = scope.get("state", {})
+    result: ImageResult | None = state.get("result")
     return RequestRecord(
         request_id=request_id,
         method=scope["method"] if scope["method"] in METHODS else "other",
@@ -72,6 +76,8 @@ def record_request(
         key_id=state["key"].id if "key" in state else None,
         admission=state.get("admission"),
         timings=state.get("timings", {}),
+        batch_size=0 if result is None else result.batch_size,
+        prompt_cached=result is not None and result.prompt_cached,
         traceparent=Headers(scope=scope).get("traceparent", ""),
     )
 

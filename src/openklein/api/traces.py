@@ -36,12 +36,12 @@ def trace_requests(provider: TracerProvider) -> Observe:
         )
         if record.status >= 500:
             span.set_status(Status(StatusCode.ERROR))
-        # The stages ran one after the other, and the last ended with the answer.
-        at_ns = ended_ns - int(1e9 * sum(record.timings.values()))
-        for stage, seconds in record.timings.items():
-            child = tracer.start_span(stage, set_span_in_context(span), start_time=at_ns)
-            at_ns += int(1e9 * seconds)
-            child.end(at_ns)
+        if record.admission is not None:  # with which the stages began, to run one after the other
+            at_ns = int(1e9 * record.admission.started_at.timestamp())
+            for stage, seconds in record.timings.items():
+                child = tracer.start_span(stage, set_span_in_context(span), start_time=at_ns)
+                at_ns += int(1e9 * seconds)
+                child.end(at_ns)
         span.end(ended_ns)
 
     return observe

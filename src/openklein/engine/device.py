@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 
@@ -31,9 +32,14 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(next((line.partition(":")[2] for line in lines if line.startswith("flags")), "").split())
 
 
-def cuda_memory_bytes() -> int | None:
-    """Count the bytes that tensors take on the CUDA device; None where there is none."""
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else None
+def device_memory_bytes() -> int:
+    """Count the bytes that tensors take on the GPU; where there is none, those that this process has in memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated()
+    if torch.backends.mps.is_available():
+        return torch.mps.current_allocated_memory()
+    resident: int = psutil.Process().memory_info().rss
+    return resident
 
 
 def _best_device() -> str:

@@ -52,14 +52,19 @@ class Pipeline:
         self._tokenizer.check(prompt)
 
     @torch.inference_mode()
-    def generate(self, request: ImageRequest, on_step: Callable[[Progress], None] = ignore_progress) -> ImageResult:
+    def generate(
+        self,
+        request: ImageRequest,
+        on_step: Callable[[Progress], None] = ignore_progress,
+        timings: dict[str, float] | None = None,
+    ) -> ImageResult:
         """Make the picture asked for; the same request gives the same pixels on one machine and dtype.
 
         `on_step` is called before the first step and after each; what it raises ends the work.
-        Raises PromptTooLong.
+        `timings` takes the seconds of each stage as it ends, or fails. Raises PromptTooLong.
         """
         self.check(request.prompt)
-        timings: dict[str, float] = {}
+        timings = {} if timings is None else timings
         with stage(timings, "text"):
             text = self._encode_prompt(request.prompt)
         references = text.new_zeros(1, 0, self.card.transformer.in_channels)
@@ -138,7 +143,9 @@ class Pipeline:
 
 @contextmanager
 def stage(timings: dict[str, float], name: str) -> Iterator[None]:
-    """Note the seconds that the block takes."""
+    """Note the seconds that the block takes, also where it raises."""
     started = time.perf_counter()
-    yield
-    timings[name] = time.perf_counter() - started
+    try:
+        yield
+    finally:
+        timings[name] = time.perf_counter() - started

@@ -23,6 +23,7 @@ class Ticket:
     group: str = ""
     submitted_at: float = field(default_factory=time.monotonic)
     future: Future[ImageResult] = field(default_factory=Future)
+    timings: dict[str, float] = field(default_factory=dict)  # seconds in the queue and of each stage that ended
 
     def finish(self, result: ImageResult) -> None:
         """Hand over the picture, unless the request is settled already."""

@@ -31,6 +31,8 @@ class ImageResult:
     model: str
     seed: int
     timings: Mapping[str, float] = field(default_factory=dict)
+    batch_size: int = 1  # how many pictures were made together, this one included
+    prompt_cached: bool = False  # whether the prompt's features were kept from an earlier picture
 
 
 @dataclass(frozen=True, slots=True)

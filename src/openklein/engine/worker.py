@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from threading import Thread
 
 from openklein.engine.pipeline import Pipeline
@@ -78,11 +77,11 @@ class Worker:
                 self._running = None
 
     def _serve(self, ticket: Ticket) -> None:
-        queue_s = time.monotonic() - ticket.submitted_at
+        ticket.timings["queue"] = time.monotonic() - ticket.submitted_at
         if self.error is not None:
             return ticket.fail(self.error)
         try:
-            result = self.pipeline.generate(ticket.request, on_step=lambda _: ticket.check())
+            result = self.pipeline.generate(ticket.request, lambda _: ticket.check(), ticket.timings)
         except BaseException as error:  # noqa: BLE001 - a border: the error goes to whoever waits for the picture
             return ticket.fail(error)
-        ticket.finish(replace(result, timings={"queue": queue_s, **result.timings}))
+        ticket.finish(result)

@@ -1,13 +1,15 @@
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from openklein.api.metrics import Metrics
+from openklein.engine.device import device_memory_bytes
 from tests.api.conftest import MakeSite
 from tests.api.pictures import data_uri, plain
-from tests.api.sites import Site, expect_error
+from tests.api.sites import Site, ask, expect_error
 from tests.waiting import wait_until
 
 MADE = {"model": "klein-mini", "workflow": "text-to-image"}
@@ -53,6 +55,47 @@ def test_a_picture_is_counted_and_timed(make_site: MakeSite) -> None:
         assert value(site, "openklein_request_seconds_count", route="/v1/generate") == 2
         assert value(site, "openklein_ready") == 1
         assert value(site, "process_resident_memory_bytes") > 10e6
+        assert value(site, "openklein_batch_size_bucket", le="1.0") == 2
+
+
+def test_what_was_spent_on_a_failure_is_timed_and_nothing_counted_as_made(make_site: MakeSite) -> None:
+    with make_site() as site:
+        site.pipeline.error_at_step = RuntimeError("ours")
+        site.refusal(500)
+        site.refusal(422, image_uris=[data_uri(b"no picture")])
+        wait_until(lambda: requests(site, "/v1/generate", 422) == requests(site, "/v1/generate", 500) == 1)
+        counts = {its["stage"]: n for name, its, n in samples(site) if name == "openklein_stage_seconds_count"}
+        assert counts == {"fetch": 2, "text": 1, "denoise": 1}
+        assert value(site, "openklein_queue_wait_seconds_count") == 1
+        assert value(site, "openklein_stage_seconds_sum", stage="denoise") > 0
+        made = ("openklein_images_total", "openklein_megapixels_total", "openklein_batch_size_count")
+        assert sum(number for name, _, number in samples(site) if name in made) == 0
+
+
+def test_a_request_that_is_given_up_in_the_queue_tells_how_long_it_waited(make_site: MakeSite) -> None:
+    with make_site() as site, site.pipeline.held(), ask(site), ask(site):
+        wait_until(lambda: site.worker.scheduler.depth == 1)
+        with ask(site):
+            wait_until(lambda: site.worker.scheduler.depth == 2)
+            queued_at = time.monotonic()
+            time.sleep(0.05)
+            waited_s = time.monotonic() - queued_at
+        wait_until(lambda: value(site, "openklein_queue_wait_seconds_count") == 1)
+        assert value(site, "openklein_queue_wait_seconds_sum") >= waited_s
+        assert value(site, "openklein_stage_seconds_count", stage="text") == 0
+
+
+def test_batches_and_prompts_read_before_are_counted(make_site: MakeSite) -> None:
+    with make_site() as site:
+        assert site.generate().status_code == 200
+        wait_until(lambda: requests(site, "/v1/generate", 200) == 1)
+        assert value(site, "openklein_prompt_cache_hits_total") == 0
+        site.pipeline.result_facts = {"batch_size": 4, "prompt_cached": True}
+        assert site.generate().status_code == 200
+        wait_until(lambda: requests(site, "/v1/generate", 200) == 2)
+        assert value(site, "openklein_prompt_cache_hits_total") == 1
+        assert [value(site, "openklein_batch_size_bucket", le=most) for most in ("1.0", "2.0", "4.0")] == [1, 1, 2]
+        assert value(site, "openklein_batch_size_sum") == 5
 
 
 def test_refusals_are_counted_by_route_and_code(make_site: MakeSite) -> None:
@@ -65,8 +108,18 @@ def test_refusals_are_counted_by_route_and_code(make_site: MakeSite) -> None:
 
 
 def test_the_queue_is_counted_while_it_waits(make_site: MakeSite) -> None:
+    with make_site() as site, ThreadPoolExecutor(3) as threads:
+        with site.pipeline.held():
+            assert value(site, "openklein_queue_depth") == 0
+            asked = [threads.submit(site.generate) for _ in range(3)]
+            wait_until(lambda: value(site, "openklein_queue_depth") == 2)  # and one is being made
+        assert [answer.result().status_code for answer in asked] == [200] * 3
+        assert value(site, "openklein_queue_depth") == 0
+
+
+def test_a_server_without_a_model_is_not_ready(make_site: MakeSite) -> None:
     with make_site(is_ready=False) as site:
-        assert (value(site, "openklein_queue_depth"), value(site, "openklein_ready")) == (0, 0)
+        assert value(site, "openklein_ready") == 0
 
 
 def test_no_client_can_add_a_label(make_site: MakeSite) -> None:
@@ -92,10 +145,8 @@ def test_each_app_counts_for_itself(make_site: MakeSite, site: Site) -> None:
         assert requests(site, "/v1/models", 200) == before
 
 
-def test_cuda_memory_is_shown_where_there_is_cuda(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert b"device_memory" not in Metrics(site.worker).render()
-    monkeypatch.setattr("openklein.api.metrics.cuda_memory_bytes", lambda: 123)
-    assert b"openklein_device_memory_bytes 123.0" in Metrics(site.worker).render()
+def test_the_memory_of_the_device_is_told(site: Site) -> None:
+    assert value(site, "openklein_device_memory_bytes") == pytest.approx(device_memory_bytes(), rel=0.2)
 
 
 # Who may read them

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -18,6 +18,7 @@ from openklein.api.references import check_count
 from openklein.api.settlement import Admission, outcome_of
 from openklein.contract import RESOLUTIONS, select_workflow
 from openklein.engine.images import encode_png
+from openklein.engine.pipeline import stage
 from openklein.engine.types import ImageRequest, ImageResult
 from openklein.errors import Cancelled, DeadlineExceeded
 from openklein.storage.tables import format_amount
@@ -28,11 +29,10 @@ router = APIRouter(tags=["images"])
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What the model made, encoded, with the seconds of all stages in the order they ran."""
+    """What the model made, encoded."""
 
     png: bytes
     result: ImageResult
-    timings: dict[str, float]
 
 
 @router.post("/v1/generate", response_class=Response)
@@ -44,15 +44,17 @@ async def generate(request: Request, service: ServiceDep) -> Response:
         call = await read_call(request)
         admission = request.state.admission = await admit(service, call, request)
     await service.ledger.reserve(admission)
+    timings: dict[str, float] = {}
+    request.state.timings = timings
     try:
         async with time_limit(limit_s, deadline):
-            picture = await while_connected(request, make_picture(service, call, admission, deadline))
+            picture = await while_connected(request, make_picture(service, call, admission, deadline, timings))
     except BaseException as error:
         await service.ledger.settle(admission, outcome_of(error))
         raise
     price = await service.ledger.settle(admission, SUCCEEDED)
-    request.state.timings = picture.timings
-    return Response(picture.png, media_type="image/png", headers=facts(admission, picture, price))
+    request.state.result = picture.result
+    return Response(picture.png, media_type="image/png", headers=facts(admission, picture, timings, price))
 
 
 @asynccontextmanager
@@ -104,26 +106,31 @@ async def disconnected(request: Request) -> None:
         pass
 
 
-async def make_picture(service: Service, call: GenerateCall, admission: Admission, deadline: float) -> Picture:
-    """Read the references, wait for the model, and encode what it made."""
+async def make_picture(
+    service: Service, call: GenerateCall, admission: Admission, deadline: float, timings: dict[str, float]
+) -> Picture:
+    """Read the references, wait for the model, and encode what it made; `timings` takes the seconds of each stage."""
     body = call.body
-    started = time.monotonic()
-    references = await service.references.read(call.uploads, body.image_uris)
-    fetch_s = time.monotonic() - started
+    with stage(timings, "fetch"):
+        references = await service.references.read(call.uploads, body.image_uris)
     wanted = ImageRequest(body.prompt, admission.width, admission.height, body.seed, references)
     ticket = service.worker.scheduler.submit(wanted, deadline=deadline, group=admission.key.id)
-    result = await asyncio.wrap_future(ticket.future)  # cancelling this wait cancels the ticket's future too
-    started = time.monotonic()
-    png = await asyncio.to_thread(encode_png, result.image, {"model": result.model, "seed": str(result.seed)})
-    return Picture(png, result, {"fetch": fetch_s, **result.timings, "png": time.monotonic() - started})
+    try:
+        result = await asyncio.wrap_future(ticket.future)  # cancelling this wait cancels the ticket's future too
+    finally:
+        waited_s = time.monotonic() - ticket.submitted_at  # of one that was never taken out of the queue
+        timings.update({"queue": waited_s} | ticket.timings)
+    with stage(timings, "png"):
+        png = await asyncio.to_thread(encode_png, result.image, {"model": result.model, "seed": str(result.seed)})
+    return Picture(png, result)
 
 
-def facts(admission: Admission, picture: Picture, price: Decimal) -> dict[str, str]:
+def facts(admission: Admission, picture: Picture, timings: Mapping[str, float], price: Decimal) -> dict[str, str]:
     """Say in headers how a picture was made."""
     return {
         "x-klein-model": picture.result.model,
         "x-klein-seed": str(picture.result.seed),
         "x-klein-workflow": admission.workflow,
         "x-klein-price": format_amount(price),
-        "server-timing": ", ".join(f"{stage};dur={1000 * seconds:.1f}" for stage, seconds in picture.timings.items()),
+        "server-timing": ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in timings.items()),
     }
