@@ -41,10 +41,11 @@ constraints: ## resolve all versions anew into constraints.txt, but for torch, w
 	mv constraints.new constraints.txt
 	rm -r $(VENV)-constraints
 
-audit: ## compare the versions in constraints.txt with the known vulnerabilities (needs the network)
+# Strict, because a package that could not be looked up would otherwise count as one without vulnerabilities.
+audit: ## compare the versions in constraints.txt with the known vulnerabilities (needs the network; ARGS="-s osv")
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/pip install --quiet pip-audit
-	$(VENV)-audit/bin/pip-audit --disable-pip --no-deps -r constraints.txt
+	$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt $(ARGS)
 	rm -r $(VENV)-audit
 
 clean: ## remove the virtual environment and what was built

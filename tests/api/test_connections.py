@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from openklein.api import connections
-from openklein.api.connections import MAX_HEADER_BYTES, server_config
+from openklein.api.connections import MAX_HEADER_BYTES, TimedConnection, server_config
 from tests.waiting import wait_until
 
 LARGE = 64_000_000  # more than any kernel keeps for a client that does not read
@@ -84,18 +84,18 @@ def test_so_is_one_that_sends_nothing() -> None:
 
 
 def test_so_is_one_whose_second_request_trickles_in() -> None:
-    with running(headers_timeout_s=0.3) as (_, connect), connect() as client:
+    with running(headers_timeout_s=1) as (_, connect), connect() as client:
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(client).startswith(b"HTTP/1.1 200 ")
         assert is_hung_up_on(client, b"G")
 
 
 def test_a_body_may_take_longer_than_headers() -> None:
-    with running(headers_timeout_s=0.3) as (_, connect), connect() as client:
+    with running(headers_timeout_s=1) as (_, connect), connect() as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n")
-        for _ in range(4):
-            time.sleep(0.2)
-            client.sendall(b"x")
+        for _ in range(2):
+            time.sleep(0.6)
+            client.sendall(b"xx")
         answer = read_answer(client)
         if answer.endswith(b"\r\n\r\n"):  # its body may come in a segment of its own
             answer += client.recv(1)
@@ -123,12 +123,20 @@ def test_a_client_that_does_not_read_its_answer_is_hung_up_on(monkeypatch: pytes
         assert received < LARGE
 
 
-def test_one_that_reads_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "READING_TIMEOUT_S", 2.0)
-    with running() as (_, connect), connect() as client:
+def test_one_that_reads_stays() -> None:
+    with running() as (server, connect), connect() as client:
         for _ in range(2):
             client.sendall(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            left = LARGE - len(read_answer(client).partition(b"\r\n\r\n")[2])
+            head, _, body = read_answer(client).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200 ")
+            (connection,) = server.server_state.connections
+            assert isinstance(connection, TimedConnection)
+            wait_until(lambda connection=connection: connection.flow.write_paused)  # type: ignore[misc]
+            hanging_up = connection._abort
+            assert not hanging_up.cancelled()
+            left = LARGE - len(body)
             while left:
-                left -= len(client.recv(min(left, 1_000_000)))
-            time.sleep(2.2)  # past the time in which an unread answer would have been given up
+                received = client.recv(min(left, 1_000_000))
+                assert received, "it was hung up on"
+                left -= len(received)
+            wait_until(hanging_up.cancelled)

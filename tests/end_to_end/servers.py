@@ -12,6 +12,8 @@ from typing import Protocol
 
 import httpx
 
+from tests.waiting import wait_until
+
 ROOT = Path(__file__).parent.parent.parent
 READY_TIMEOUT_S = 120.0
 
@@ -40,11 +42,9 @@ class Server:
     @property
     def key(self) -> str:
         """Read the key that the first start prints, which is a moment after the model is ready."""
-        give_up_at = time.monotonic() + 5
-        while not (found := re.search(r"klein_[\w-]{43}", self.stdout)):
-            assert time.monotonic() < give_up_at, f"no key on stdout:\n{self.stdout}"
-            time.sleep(0.05)
-        return found[0]
+        wait_until(lambda: "klein_" in self.stdout)
+        (key, *_) = re.findall(r"klein_[\w-]{43}", self.stdout)
+        return str(key)
 
     def client(self, key: str | None = None) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key or self.key}"}

@@ -68,7 +68,7 @@ class TestLimits:
         expired, alive = submit(scheduler, deadline=time.monotonic() + 0.1), submit(scheduler)
         time.sleep(0.12)
         assert scheduler.take(0) is alive
-        with pytest.raises(DeadlineExceeded, match=r"within the 0\.1 seconds allowed"):
+        with pytest.raises(DeadlineExceeded, match="seconds allowed"):
             expired.future.result(0)
 
     def test_a_cancelled_request_is_not_handed_out(self) -> None:
@@ -143,8 +143,9 @@ class TestTicket:
             ticket.check()
 
     def test_check_stops_a_late_request(self) -> None:
-        with pytest.raises(DeadlineExceeded):
-            Ticket(REQUEST, time.monotonic()).check()
+        now = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"within the 2\.5 seconds allowed"):
+            Ticket(REQUEST, deadline=now, submitted_at=now - 2.5).check()
 
     def test_whoever_settles_first_wins(self) -> None:
         ticket = Ticket(REQUEST, in_a_minute())

@@ -18,6 +18,7 @@ from openklein.storage.database import Database, make_data_dir
 from openklein.storage.keys import create_key, find_key, list_keys, revoke_key
 from openklein.storage.tables import KEYS, METADATA
 from tests.postgres import Postgres
+from tests.storage.race import race
 
 
 def insert_key(connection: Any) -> None:
@@ -131,20 +132,10 @@ def test_a_database_of_the_first_release_keeps_its_keys(sqlite_url: str, tmp_pat
 
 
 def test_processes_that_start_together_migrate_once(database_url: str) -> None:
-    errors: list[Exception] = []
-
-    def start() -> None:
-        try:
-            Database(database_url).close()
-        except Exception as error:  # noqa: BLE001 - told by the test
-            errors.append(error)
-
-    threads = [threading.Thread(target=start) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    assert race(database_url, processes=4) == []
+    with closing(Database(database_url)) as database, database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        assert len(connection.execute(text("SELECT version_num FROM alembic_version")).all()) == 1
 
 
 def test_a_database_of_a_newer_release_is_left_alone(database: Database, database_url: str) -> None:

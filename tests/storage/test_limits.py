@@ -1,8 +1,5 @@
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,11 +9,11 @@ from openklein.storage.database import Database
 from openklein.storage.keys import create_key, update_key
 from openklein.storage.limits import Meter, read_meters, reserve
 from openklein.storage.usage import settle
+from tests.storage.race import race
 from tests.storage.rows import reservation, settled, usage_row
 
 NOON = datetime(2026, 2, 28, 12, tzinfo=UTC)
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
-ROOT = Path(__file__).parent.parent.parent
 
 
 def run_request(database: Database, key_id: str, at: datetime, **facts: Any) -> None:
@@ -24,6 +21,11 @@ def run_request(database: Database, key_id: str, at: datetime, **facts: Any) -> 
     wanted = reservation(key_id, started_at=at, expires_at=at + timedelta(minutes=3))
     reserve(database, wanted)
     settle(database, settled(wanted, settled_at=at, **facts))
+
+
+def used(database: Database, key_id: str, at: datetime) -> dict[str, int | Decimal]:
+    with database.read() as connection:
+        return {meter.name: meter.used for meter in read_meters(connection, key_id, at)}
 
 
 def refusal(database: Database, key_id: str, at: datetime) -> tuple[str, int]:
@@ -70,8 +72,11 @@ def test_requests_at_a_time(database: Database) -> None:
 def test_what_a_killed_process_held_frees_in_time(database: Database) -> None:
     key_id = create_key(database, "", concurrent_requests=1, images_per_day=1).id
     reserve(database, reservation(key_id, started_at=NOON, expires_at=NOON + 150 * SECOND))
-    refusal(database, key_id, NOON + 149 * SECOND)
+    assert used(database, key_id, NOON + 149 * SECOND) == {"concurrent_requests": 1, "images_per_day": 1}
+    assert "concurrent_requests" in refusal(database, key_id, NOON + 149 * SECOND)[0]
+    assert used(database, key_id, NOON + 150 * SECOND) == {"concurrent_requests": 0, "images_per_day": 0}
     run_request(database, key_id, NOON + 150 * SECOND)
+    assert used(database, key_id, NOON + 150 * SECOND) == {"concurrent_requests": 0, "images_per_day": 1}
 
 
 @pytest.mark.parametrize(
@@ -110,8 +115,11 @@ def test_a_day_begins_at_midnight_utc_and_a_month_on_its_first(database: Databas
 def test_keys_do_not_count_for_each_other(database: Database) -> None:
     first, second = (create_key(database, "", images_per_day=1, requests_per_minute=1).id for _ in range(2))
     run_request(database, first, NOON)
-    refusal(database, first, NOON)
+    assert "is 1, of which 1 is used" in refusal(database, first, NOON)[0]
+    assert used(database, second, NOON) == {"requests_per_minute": 0, "images_per_day": 0}
     run_request(database, second, NOON)
+    for key_id in (first, second):
+        assert used(database, key_id, NOON) == {"requests_per_minute": 1, "images_per_day": 1}
 
 
 def test_a_refused_request_takes_nothing(database: Database) -> None:
@@ -140,18 +148,4 @@ def test_meters_tell_what_is_left(database: Database) -> None:
 def test_processes_that_race_let_exactly_as_many_through(database: Database, database_url: str) -> None:
     limits: list[dict[str, Any]] = [{"concurrent_requests": 5}, {"images_per_month": 5}, {"requests_per_minute": 5}]
     key_ids = [create_key(database, "", **limit).id for limit in limits]
-    command = [sys.executable, "-m", "tests.storage.race", database_url, "20", *key_ids]
-    env = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    racers = [
-        subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    for racer in racers:
-        assert racer.stdout is not None
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        assert racer.stdin is not None
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    counts = [[int(line) for line in racer.communicate(timeout=120)[0].split()] for racer in racers]
-    assert [sum(of_one_key) for of_one_key in zip(*counts, strict=True)] == [5, 5, 5]
+    assert race(database_url, *key_ids, processes=2, attempts=20) == [5, 5, 5]

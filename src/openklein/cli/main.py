@@ -27,6 +27,9 @@ KEY_FIELDS = {
 }
 
 
+METAVARS = {"S": "SECONDS", "IMAGE": "DOLLARS"}  # where the last word of a setting's name does not say what to give
+
+
 class HelpFormatter(argparse.HelpFormatter):
     """Print the same help on every terminal and Python."""
 
@@ -161,7 +164,8 @@ def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
                 flag_name(row.name), action="store_const", const="true", default=argparse.SUPPRESS, help=text
             )
         else:
-            metavar = row.name.rsplit("_")[-1].upper()
+            word = row.name.rsplit("_")[-1].upper()
+            metavar = METAVARS.get(word, word)
             parser.add_argument(flag_name(row.name), metavar=metavar, default=argparse.SUPPRESS, help=text)
 
 

@@ -1,0 +1,82 @@
+"""Run two whole servers on one PostgreSQL, each a process of its own, and treat them as one service."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.end_to_end.servers import StartServer
+from tests.postgres import Postgres
+
+ALLOWED = 5
+REQUEST = {"prompt": "a red apple", "aspect_ratio": "square"}
+ADMIN = "the key of the operator"
+
+Servers = tuple[httpx.Client, httpx.Client]
+
+
+@pytest.fixture(scope="module")
+def servers(
+    start_server: StartServer, postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
+    """Start both at once on an empty database; give a client of each, with the operator's key."""
+    env = {"OPENKLEIN_DATABASE_URL": postgres.make_database(), "OPENKLEIN_API_KEY": ADMIN}
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(start_server(tmp_path_factory.mktemp("share"), env=env)) for _ in range(2))
+        for server in (first, second):
+            server.wait_until_ready()
+        yield stack.enter_context(first.client(ADMIN)), stack.enter_context(second.client(ADMIN))
+
+
+def make_key(client: httpx.Client, **fields: Any) -> tuple[str, dict[str, str]]:
+    """Make a key; give its id, and the header that carries it."""
+    made = client.post("/v1/keys", json=fields)
+    assert made.status_code == 201
+    return made.json()["id"], {"authorization": f"Bearer {made.json()['secret']}"}
+
+
+def race(servers: Servers, key: dict[str, str]) -> Counter[int]:
+    """Send twice as many requests as are allowed, all at once and to both servers in turn; count the answers."""
+    start = threading.Barrier(2 * ALLOWED)
+
+    def ask(client: httpx.Client) -> int:
+        start.wait(60)
+        return client.post("/v1/generate", json=REQUEST, headers=key).status_code
+
+    with ThreadPoolExecutor(2 * ALLOWED) as threads:
+        return Counter(threads.map(ask, servers * ALLOWED))
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "images_per_day"])
+def test_a_race_over_both_lets_exactly_as_many_through(limit: str, servers: Servers) -> None:
+    key_id, key = make_key(servers[0], **{limit: ALLOWED})
+    assert race(servers, key) == {200: ALLOWED, 429: ALLOWED}
+    for client in servers:
+        assert client.get("/v1/account", headers=key).json()["limits"][limit]["left"] == 0
+        usage = client.get("/v1/usage", params={"group_by": "key"}).json()
+        (own,) = [bucket for bucket in usage["data"] if bucket["group"] == key_id]
+        assert (own["requests"], own["succeeded"], own["images"], own["price"]) == (ALLOWED, ALLOWED, ALLOWED, "0.015")
+        assert own["megapixels"] == f"{ALLOWED * 1.048576:g}"
+        assert usage["total"]["requests"] == sum(bucket["requests"] for bucket in usage["data"])
+
+
+def test_a_key_revoked_at_one_is_refused_at_the_other_from_its_next_request_on(servers: Servers) -> None:
+    first, second = servers
+    key_id, key = make_key(first)
+    assert second.get("/v1/models", headers=key).status_code == 200
+    assert first.delete(f"/v1/keys/{key_id}").status_code == 200
+    assert second.get("/v1/models", headers=key).status_code == 401
+    assert second.post("/v1/generate", json=REQUEST, headers=key).status_code == 401
+
+
+def test_a_limit_set_at_one_holds_at_the_other_from_its_next_request_on(servers: Servers) -> None:
+    first, second = servers
+    key_id, key = make_key(first)
+    assert second.post("/v1/generate", json=REQUEST, headers=key).status_code == 200
+    assert first.patch(f"/v1/keys/{key_id}", json={"images_per_month": 1}).status_code == 200
+    assert second.post("/v1/generate", json=REQUEST, headers=key).status_code == 429
