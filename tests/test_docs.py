@@ -43,3 +43,15 @@ def test_make_targets_named_in_the_text_exist(page: Path) -> None:
 def test_the_change_log_begins_with_this_version() -> None:
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert headings[0] == __version__
+
+
+def test_the_page_of_attacks_names_every_test_of_them_and_none_that_is_not_there() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page))
+    for path, name in named:
+        assert f"def {name}(" in (ROOT / path).read_text(), (path, name)
+    for path in re.findall(r"`((?:api|engine|cli|storage)/[\w/]+\.py)`", page):
+        assert (ROOT / "src" / "openklein" / path).is_file(), path
+    for path in ("tests/api/test_attacks.py", "tests/test_attack_surface.py"):
+        tests = re.findall(r"^def (test_\w+)", (ROOT / path).read_text(), re.MULTILINE)
+        assert {name for name in tests if (path, name) not in named} <= {"test_the_scan_finds_what_it_looks_for"}

@@ -1,6 +1,5 @@
 """Try on this server what happened to others; docs/security.md lists the cases, and what stops each."""
 
-import ast
 import re
 import resource
 import socket
@@ -21,69 +20,10 @@ from tests.api.pictures import data_uri, encode, plain
 from tests.api.sites import Site, expect_error
 
 ROOT = Path(__file__).parent.parent.parent
-SOURCE = ROOT / "src" / "openklein"
-API = SOURCE / "api"
 
 
 def form(site: Site, *parts: tuple[str, Any]) -> httpx.Response:
     return site.client.post("/v1/generate", files=[("prompt", (None, "a")), *parts])
-
-
-# What is not in the code cannot be reached
-
-NEVER_IMPORTED = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml", "zmq", "xmlrpc", "runpy"}
-NEVER_CALLED = {"eval", "exec", "compile", "__import__", "importlib.import_module", "torch.load", "np.load"}
-NO_PROCESSES = {"subprocess", "multiprocessing", "pty", "os.system", "os.popen", "os.execv", "os.fork"}
-NO_FILES = {"open", "write_bytes", "write_text", "mkdir", "unlink", "rename", "rmtree", "save", "mkstemp"}
-LISTENS = {"create_server", "start_server", "start_unix_server", "bind"}
-
-
-def imports_and_calls(path: Path) -> tuple[set[str], set[str]]:
-    """List the packages that a file imports, and what it calls: functions by their dotted name, methods by theirs."""
-    imported: set[str] = set()
-    called: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            imported |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            imported.add((node.module or "").split(".")[0])
-        elif isinstance(node, ast.Call):
-            called.add(ast.unparse(node.func))
-    return imported, called
-
-
-def methods(called: set[str]) -> set[str]:
-    return {name.rpartition(".")[2] for name in called}
-
-
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
-def test_nothing_is_unpickled_evaluated_or_imported_by_name(path: Path) -> None:
-    imported, called = imports_and_calls(path)
-    assert imported & NEVER_IMPORTED == set()
-    assert called & NEVER_CALLED == set()
-    if path.relative_to(SOURCE).parts[0] in ("api", "engine", "storage"):
-        assert (imported | called) & NO_PROCESSES == set()
-
-
-@pytest.mark.parametrize("path", sorted(API.rglob("*.py")), ids=lambda path: str(path.relative_to(API)))
-def test_the_api_opens_no_file_and_listens_nowhere(path: Path) -> None:
-    _, called = imports_and_calls(path)
-    assert methods(called - {"Image.open"}) & NO_FILES == set()
-
-
-def test_one_line_opens_the_only_port() -> None:
-    listening = [path for path in SOURCE.rglob("*.py") if methods(imports_and_calls(path)[1]) & LISTENS]
-    assert [str(path.relative_to(SOURCE)) for path in listening] == ["cli/serve.py"]
-
-
-def test_the_scan_finds_what_it_looks_for(tmp_path: Path) -> None:
-    breach = tmp_path / "breach.py"
-    breach.write_text("import pickle, os\nfrom yaml import load\neval('1')\nos.system('x')\nPath('x').write_text('')\n")
-    imported, called = imports_and_calls(breach)
-    assert imported & NEVER_IMPORTED == {"pickle", "yaml"}
-    assert called & NEVER_CALLED == {"eval"}
-    assert called & NO_PROCESSES == {"os.system"}
-    assert methods(called) & NO_FILES == {"write_text"}
 
 
 # Files and paths
@@ -133,7 +73,7 @@ def test_no_path_leads_out_of_the_page(path: str, site: Site) -> None:
 
 
 def test_answers_name_no_path_of_the_server(site: Site) -> None:
-    site.pipeline.error = RuntimeError(f"in {SOURCE}")
+    site.pipeline.error = RuntimeError(f"in {ROOT}")
     try:
         answers = [site.generate()]
     finally:
@@ -340,19 +280,3 @@ def test_a_body_whose_end_is_ambiguous_is_refused(framing: str, site: Site) -> N
         connection.sendall(head.encode())
         answer = connection.recv(65_536)
     assert answer.split(b" ")[1] in (b"400", b"501")
-
-
-# The page that lists all this
-
-
-def test_every_test_that_the_page_names_exists() -> None:
-    page = (ROOT / "docs" / "security.md").read_text()
-    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page)
-    assert len(named) > 15
-    for path, name in named:
-        assert f"def {name}" in (ROOT / path).read_text(), (path, name)
-    for path in re.findall(r"`((?:api|engine|cli|storage)/[\w/]+\.py)`", page):
-        assert (SOURCE / path).is_file(), path
-    here = set(re.findall(r"^def (test_\w+)", Path(__file__).read_text(), re.MULTILINE))
-    listed = {name for path, name in named if path == "tests/api/test_attacks.py"}
-    assert here - listed <= {"test_the_scan_finds_what_it_looks_for", "test_every_test_that_the_page_names_exists"}

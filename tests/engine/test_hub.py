@@ -1,6 +1,5 @@
 import fcntl
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +23,6 @@ from tests.model_hub import (
     list_klein,
     parts_in,
     pull,
-    serving,
-    use_hub,
 )
 
 UNWANTED = {
@@ -35,18 +32,6 @@ UNWANTED = {
     "transformer/code.py",
     "vae/extra/more.safetensors",
 }
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelHub]:
-    with serving(ModelHub()) as hub:
-        use_hub(monkeypatch, hub.url, tmp_path)
-        yield hub
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "models" / DEFAULT_MODEL
 
 
 class TestSuccess:

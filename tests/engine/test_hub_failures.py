@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,21 +18,8 @@ from tests.model_hub import (
     list_klein,
     parts_in,
     pull,
-    serving,
     use_hub,
 )
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[ModelHub]:
-    with serving(ModelHub()) as hub:
-        use_hub(monkeypatch, hub.url, tmp_path)
-        yield hub
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "models" / DEFAULT_MODEL
 
 
 class TestWrongContent:

@@ -138,6 +138,15 @@ def test_processes_that_start_together_migrate_once(database_url: str) -> None:
         assert len(connection.execute(text("SELECT version_num FROM alembic_version")).all()) == 1
 
 
+def test_a_new_file_that_another_process_writes_to_is_waited_for(sqlite_url: str, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "test.db", isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        threading.Timer(0.2, other.rollback).start()
+        with closing(Database(sqlite_url)) as database:
+            assert not other.in_transaction
+            assert list_keys(database) == []
+
+
 def test_a_database_of_a_newer_release_is_left_alone(database: Database, database_url: str) -> None:
     with database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
