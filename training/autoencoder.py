@@ -26,16 +26,26 @@ from openklein.engine.mini_autoencoder import (
     MiniAutoencoder,
     MiniAutoencoderConfig,
 )
+from training.art import load_art, load_photos
 from training.checkpoints import Average, Run
-from training.data import load_sprites
+from training.data import STYLES, is_held_out, load_sprites, read_concepts
 
 CANVAS_PX = 256
 LATENT_NOISE = 0.05
 
 
-def crop(sprites: NDArray[np.uint8], crop_px: int, canvas_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Cut one window (crop_px, crop_px, 4) out of a sprite, at the size it has on a canvas of canvas_px."""
-    pixels = sprites[rng.integers(len(sprites)), rng.integers(sprites.shape[1])]
+def sources(work: Path, shrink: int) -> list[tuple[float, NDArray[np.uint8]]]:
+    """Give arrays of pictures (N, size, size, 4), each with its share; none is held out."""
+    sprites = load_sprites(work)
+    shown = [not is_held_out(concept.label, style) for concept in read_concepts() for style in STYLES]
+    flat = sprites.reshape(-1, *sprites.shape[2:])[:, ::shrink, ::shrink]
+    art, photos = load_art(work)[:, ::shrink, ::shrink], load_photos(work)[:, ::shrink, ::shrink]
+    return [(0.6, flat[np.flatnonzero(shown)]), (0.25, np.array(art)), (0.15, np.array(photos))]
+
+
+def crop(pictures: NDArray[np.uint8], crop_px: int, canvas_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Cut one window (crop_px, crop_px, 4) out of a picture, at the size it has on a canvas of canvas_px."""
+    pixels = pictures[rng.integers(len(pictures))]
     size_px = canvas_px * np.exp(rng.uniform(np.log(0.3), np.log(0.95)))
     window = crop_px * len(pixels) / size_px
     low, high = sorted((-0.2 * window, len(pixels) - 0.8 * window))
@@ -62,14 +72,16 @@ def backdrops(count: int, size_px: int, rng: np.random.Generator) -> Tensor:
 class Crops(IterableDataset[Tensor]):
     """Endless batches (size, 3, crop_px, crop_px) in [-1, 1]; made in a process beside the trainer."""
 
-    def __init__(self, sprites: NDArray[np.uint8], size: int, scale: int, seed: int) -> None:
-        self.sprites, self.size, self.scale, self.seed = sprites, size, scale, seed
+    def __init__(self, work: Path, size: int, scale: int, seed: int) -> None:
+        self.work, self.size, self.scale, self.seed = work, size, scale, seed
 
     def __iter__(self) -> Iterator[Tensor]:
         rng = np.random.default_rng(self.seed)
+        shares, arrays = zip(*sources(self.work, shrink=2 if self.scale == 1 else 1), strict=True)
+        crop_px, canvas_px = CANVAS_PX // 2 * self.scale, CANVAS_PX * self.scale
         while True:
-            crop_px, canvas_px = CANVAS_PX // 2 * self.scale, CANVAS_PX * self.scale
-            windows = np.stack([crop(self.sprites, crop_px, canvas_px, rng) for _ in range(self.size)])
+            chosen = rng.choice(len(arrays), size=self.size, p=shares)
+            windows = np.stack([crop(arrays[i], crop_px, canvas_px, rng) for i in chosen])
             pixels = torch.from_numpy(windows).permute(0, 3, 1, 2)
             pictures = torch.lerp(backdrops(self.size, crop_px, rng), pixels[:, :3].float(), pixels[:, 3:] / 255)
             grey = torch.from_numpy(rng.random(self.size) < 0.06)
@@ -134,18 +146,16 @@ def train(stage: str, work: Path, minutes: float, batch: int = 16, peak_rate: fl
     torch.manual_seed(0)
     model = MiniAutoencoder(MiniAutoencoderConfig()).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     measure: Callable[[MiniAutoencoder, Tensor], tuple[Tensor, Tensor]] = canvas_loss
-    folder, scale, trained, sprites = work / "autoencoder", 1, list(model.parameters()), load_sprites(work)
+    folder, scale, trained = work / "autoencoder", 1, list(model.parameters())
     if stage == "full":
         model.load_state_dict(load_average(folder))
         spread_canvas(model.decoder[-1])
         measure = full_loss
         folder, scale, trained = work / "decoder", CANVAS_SCALE, list(model.decoder.parameters())
-    else:
-        sprites = np.array(sprites[:, :, ::2, ::2])
     optimizer = torch.optim.AdamW(trained, peak_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(model, 0.998)
     run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average})
-    crops = Crops(sprites, batch, scale, seed=run.step)
+    crops = Crops(work, batch, scale, seed=run.step)
     stream = iter(DataLoader(crops, batch_size=None, num_workers=1, prefetch_factor=4))
     compiled = torch.compile(measure)
     for _ in run:

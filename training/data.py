@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-SPRITE_PX = 640
+SPRITE_PX = 512
 CONCEPTS_FILE = Path(__file__).with_name("concepts.txt")
 EMOJIBASE = "emojibase-data@17.0.0"
 STYLES = {  # style: package
     "cartoon": "@iconify-json/noto@1.2.9",
     "flat": "@iconify-json/fluent-emoji-flat@1.2.6",
     "3d": "@lobehub/fluent-emoji-3d@1.1.0",
+    "simple": "@iconify-json/twemoji@1.2.5",
 }
 
 
@@ -79,34 +80,52 @@ def slug(label: str) -> str:
 
 
 class VectorSet:
-    """Draw emoji from a package of SVG bodies, found by the slug of their label."""
+    """Draw icons from a package of SVG bodies."""
 
     def __init__(self, package: Path) -> None:
         self._icons: dict[str, Any] = json.loads((package / "icons.json").read_text("utf-8"))
+        chars = package / "chars.json"
+        self._names: dict[str, str] = json.loads(chars.read_text("utf-8")) if chars.exists() else {}
 
-    def draw(self, label: str) -> Image.Image:
-        name = slug(label)
-        name = self._icons.get("aliases", {}).get(name, {}).get("parent", name)
+    @property
+    def names(self) -> list[str]:
+        return list(self._icons["icons"])
+
+    def find(self, label: str, hexcode: str) -> str:
+        """Give the icon's name for an emoji: by code points where the package lists them, else by its label."""
+        codes = (hexcode.lower(), hexcode.lower().replace("-fe0f", ""))
+        name = next((self._names[code] for code in codes if code in self._names), slug(label))
+        parent: str = self._icons.get("aliases", {}).get(name, {}).get("parent", name)
+        return parent
+
+    def draw(self, name: str) -> Image.Image:
         icon = self._icons["icons"][name]
         width, height = (icon.get(side, self._icons.get(side, 16)) for side in ("width", "height"))
-        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-        png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE_PX, height=SPRITE_PX))
-        return Image.open(io.BytesIO(png)).convert("RGBA")
+        return render_svg(
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        )
 
 
 class RasterSet:
-    """Read emoji from a package of WebP files, found by their code points."""
+    """Read emoji from a package of WebP files, which are named by code points."""
 
-    def __init__(self, package: Path, hexcodes: dict[str, str]) -> None:
+    def __init__(self, package: Path) -> None:
         self._assets = package / "assets"
-        self._hexcodes = hexcodes
 
-    def draw(self, label: str) -> Image.Image:
-        code = self._hexcodes[label].lower()
+    def find(self, label: str, hexcode: str) -> str:
+        code = hexcode.lower()
         names = (code, f"{code}-fe0f", code.replace("-fe0f", ""))
-        path = next(path for name in names if (path := self._assets / f"{name}.webp").exists())
-        picture = Image.open(path).convert("RGBA")
+        return next(name for name in names if (self._assets / f"{name}.webp").exists())
+
+    def draw(self, name: str) -> Image.Image:
+        picture = Image.open(self._assets / f"{name}.webp").convert("RGBA")
         return picture.resize((SPRITE_PX, SPRITE_PX), Image.Resampling.LANCZOS)
+
+
+def render_svg(svg: str) -> Image.Image:
+    """Draw a whole SVG document, SPRITE_PX wide at most and high."""
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE_PX, height=SPRITE_PX))
+    return Image.open(io.BytesIO(png)).convert("RGBA")
 
 
 def trim(sprite: Image.Image) -> Image.Image:
@@ -155,16 +174,17 @@ def build(work: Path) -> None:
     if (work / "sprites.npy").exists():
         return
     sets: dict[str, VectorSet | RasterSet] = {
-        style: RasterSet(package, hexcodes) if style == "3d" else VectorSet(package)
+        style: RasterSet(package) if (package / "assets").exists() else VectorSet(package)
         for style, package in packages.items()
     }
     concepts = read_concepts()
     shape = (len(concepts), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
     partial = work / "sprites.partial.npy"
     sprites = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-    for row, concept in enumerate(tqdm(concepts, desc="rendering")):
+    for row, concept in enumerate(tqdm(concepts, desc="rendering", mininterval=5)):
         for column, style in enumerate(STYLES):
-            sprites[row, column] = np.asarray(trim(sets[style].draw(concept.label)))
+            name = sets[style].find(concept.label, hexcodes[concept.label])
+            sprites[row, column] = np.asarray(trim(sets[style].draw(name)))
     sprites.flush()
     partial.rename(work / "sprites.npy")
 

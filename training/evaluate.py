@@ -21,7 +21,7 @@ from openklein.engine.pipeline import Pipeline
 from openklein.engine.types import ImageRequest
 from openklein.engine.weights import load_pipeline
 from training.data import STYLES, load_sprites, read_concepts
-from training.pool import POSED_SIZE, shown_styles
+from training.families import POSED_SIZE, shown_styles
 from training.scenes import COLOURS, SQUARE, Scene, Thing, mask_and_paint, paint
 
 PROMPTS_FILE = Path(__file__).with_name("prompts") / "smoke.txt"

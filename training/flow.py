@@ -23,8 +23,9 @@ from openklein.engine.transformer import FlowTransformer, Rotary
 from training.autoencoder import load_average
 from training.checkpoints import Average, Run
 from training.data import read_concepts
-from training.pool import Sample
-from training.scenes import Scene, Thing, caption, default_style, word_edit, word_layout
+from training.families import Sample, word_sample
+from training.scenes import Scene, Thing, default_style
+from training.wording import caption
 
 KINDS = {  # kind: its share of the steps in the first and the second half, batch size
     "plain": (0.62, 0.15, 32),  # in the style that a prompt without a style gets
@@ -120,15 +121,15 @@ class Pool:
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
-            kind = ("text", "edit", "layout")[min(2, len(sample.references))]
+            kind = ("text", "edit", "layout")[min(2, len(sample.references))]  # joins count as layouts
             shape = tuple(self.scenes[i].grid for i in (sample.target, *sample.references))
             self.shapes[kind].setdefault(shape, []).append(sample)
             if kind == "text" and self.is_plain(sample):
                 self.shapes["plain"].setdefault(shape, []).append(sample)
 
     def is_plain(self, sample: Sample) -> bool:
-        (thing,) = self.scenes[sample.target].things
-        return thing.style == default_style(self.concepts[thing.concept])
+        things = self.scenes[sample.target].things
+        return len(things) == 1 and things[0].style == default_style(self.concepts[things[0].concept])
 
     def tokens(self, picture: int) -> Tensor:
         return self.latents[self.starts[picture] : self.starts[picture + 1]]
@@ -136,12 +137,7 @@ class Pool:
     def word(self, sample: Sample) -> str:
         if self.rng.random() < CAPTION_DROPOUT:
             return ""
-        scene = self.scenes[sample.target]
-        if sample.change is None:
-            return caption(scene, self.concepts, self.rng)
-        if sample.change == "row" or sample.change == "grid":
-            return word_layout(sample.change, scene, self.rng)
-        return word_edit(sample.change, scene, self.rng)
+        return word_sample(sample, self.scenes, self.concepts, self.rng)
 
     def choose(self) -> tuple[tuple[Grid, ...], list[Sample]]:
         """Draw a kind by its share, a shape by its frequency, and samples of that shape."""

@@ -1,4 +1,4 @@
-"""Compose pictures whose caption, layout and every edit are known exactly, and word them.
+"""Compose pictures that are known exactly: things, places, backgrounds and tones.
 
 A picture here has canvas size: a quarter of the output's width and height, 32 pixels a token.
 """
@@ -33,9 +33,21 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "gray": (150, 150, 150),
     "black": (22, 22, 22),
 }
+PLACES: dict[str, tuple[tuple[int, int, int], ...]] = {  # sky above, sky at the horizon, ground
+    "in a meadow": ((120, 190, 245), (205, 232, 250), (104, 178, 84)),
+    "on a beach": ((90, 180, 240), (190, 226, 245), (238, 214, 160)),
+    "in the snow": ((150, 180, 215), (220, 230, 242), (246, 249, 253)),
+    "in the desert": ((240, 180, 110), (250, 220, 170), (214, 160, 92)),
+    "at night": ((14, 18, 52), (44, 50, 104), (28, 40, 44)),
+    "at sunset": ((110, 60, 130), (250, 150, 80), (66, 50, 74)),
+    "on the sea": ((130, 196, 244), (214, 234, 248), (40, 110, 180)),
+}
+HORIZON = 0.64
 Pixels = NDArray[np.uint8]
-Edit = Literal["background", "mirror", "greyscale", "restyle"]
+Floats = NDArray[np.float32]
+Tone = Literal["", "greyscale", "invert", "brighten", "darken", "outline"]
 Layout = Literal["row", "grid"]
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 
 
 def grid_of(width: int, height: int) -> Grid:
@@ -66,28 +78,72 @@ class Thing:
     x: float = 0.5
     y: float = 0.5
     mirrored: bool = False
+    tint: str = ""  # a colour that it does not have by nature
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture, exactly."""
+    """A picture, exactly. `background` is a colour, two joined by `to` or `and`, or a place."""
 
     things: tuple[Thing, ...]
     background: str
     grid: Grid
-    greyscale: bool = False
+    tone: Tone = ""
+    quarter_turns: int = 0  # of the whole picture, which is then square, to the left
 
     def mirror(self) -> "Scene":
         things = tuple(replace(t, x=1 - t.x, mirrored=not t.mirrored) for t in self.things)
         return replace(self, things=things)
 
 
-def mask_and_paint(scene: Scene, sprites: NDArray[np.uint8]) -> tuple[Pixels, NDArray[np.float32]]:
+def paint_background(background: str, height: int, width: int) -> Floats:
+    """Draw a plain colour, a gradient `red to blue`, two halves `red and blue`, or a place."""
+    rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]
+    if background in PLACES:
+        top, horizon, ground = (np.array(colour, np.float32) for colour in PLACES[background])
+        share = np.clip(rows / HORIZON, 0, 1)
+        column = np.where(rows < HORIZON, top + share * (horizon - top), ground * (1.06 - 0.16 * rows))
+    elif " to " in background:
+        first, second = (np.array(COLOURS[name], np.float32) for name in background.split(" to "))
+        column = first + rows * (second - first)
+    elif " and " in background:
+        first, second = (np.array(COLOURS[name], np.float32) for name in background.split(" and "))
+        column = np.where(rows < 0.5, first, second)
+    else:
+        column = np.broadcast_to(np.array(COLOURS[background], np.float32), (height, 3))
+    return np.repeat(column.astype(np.float32)[:, None], width, axis=1)
+
+
+def tint(rgb: Floats, colour: str) -> Floats:
+    """Give a sprite's pixels another colour but the same shades: black by way of the colour to white."""
+    light = (rgb @ LUMA / 255)[..., None]
+    middle = np.array(COLOURS[colour], np.float32)
+    dark, pale = middle * np.minimum(light / 0.6, 1), (255 - middle) * np.clip((light - 0.6) / 0.4, 0, 1)
+    return np.asarray(dark + 0.8 * pale, np.float32)
+
+
+def apply_tone(picture: Floats, tone: Tone) -> Floats:
+    match tone:
+        case "greyscale":
+            return np.repeat((picture @ LUMA)[..., None], 3, axis=2)
+        case "invert":
+            return 255 - picture
+        case "brighten":
+            return picture + 0.45 * (255 - picture)
+        case "darken":
+            return 0.5 * picture
+        case "outline":
+            light = np.pad(picture @ LUMA, 1, mode="edge")
+            steps = np.abs(light[1:-1, 2:] - light[1:-1, :-2]) + np.abs(light[2:, 1:-1] - light[:-2, 1:-1])
+            return np.repeat((255 - np.clip(2 * steps, 0, 235))[..., None], 3, axis=2)
+    return picture
+
+
+def mask_and_paint(scene: Scene, sprites: NDArray[np.uint8]) -> tuple[Pixels, Floats]:
     """Draw a scene; return pixels (H, W, 3) and how much of each pixel belongs to things (H, W)."""
     height, width = (CANVAS_TOKEN_PX * n for n in scene.grid)
     seen_height, seen_width = VISIBLE[scene.grid]
-    picture = np.empty((height, width, 3), np.float32)
-    picture[:] = COLOURS[scene.background]
+    picture = paint_background(scene.background, height, width)
     covered = np.zeros((height, width), np.float32)
     for thing in scene.things:
         size = round(thing.size * min(seen_height, seen_width))
@@ -100,11 +156,11 @@ def mask_and_paint(scene: Scene, sprites: NDArray[np.uint8]) -> tuple[Pixels, ND
         top, left = max(0, min(top, height - size)), max(0, min(left, width - size))
         alpha = rgba[..., 3:] / 255
         window = np.s_[top : top + size, left : left + size]
-        picture[window] = rgba[..., :3] * alpha + picture[window] * (1 - alpha)
+        rgb = tint(rgba[..., :3], thing.tint) if thing.tint else rgba[..., :3]
+        picture[window] = rgb * alpha + picture[window] * (1 - alpha)
         covered[window] = np.maximum(covered[window], alpha[..., 0])
-    if scene.greyscale:
-        picture[:] = (picture @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    return np.asarray(picture.round().clip(0, 255), np.uint8), covered
+    picture = np.rot90(apply_tone(picture, scene.tone), scene.quarter_turns)
+    return np.asarray(picture.round().clip(0, 255), np.uint8), np.rot90(covered, scene.quarter_turns)
 
 
 def paint(scene: Scene, sprites: NDArray[np.uint8]) -> Pixels:
@@ -126,79 +182,3 @@ def arrange(things: list[Thing], layout: Layout, grid: Grid) -> tuple[Thing, ...
 def default_style(concept: Concept) -> int:
     """Give the style drawn when none is named: the first of `STYLES` that is not held out."""
     return next((i for i, style in enumerate(STYLES) if not is_held_out(concept.label, style)), 0)
-
-
-def pick(rng: np.random.Generator, *options: str) -> str:
-    return options[rng.integers(len(options))]
-
-
-def word_concept(concept: Concept, rng: np.random.Generator) -> str:
-    """Name a thing by its label or another word for it."""
-    use_alias = concept.aliases and rng.random() < 0.5
-    return (pick(rng, *concept.aliases) if use_alias else concept.label).lower()
-
-
-def with_article(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
-
-
-def caption(scene: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
-    """Describe a scene with one thing in one of many phrasings."""
-    (thing,) = scene.things
-    concept = concepts[thing.concept]
-    noun, style = word_concept(concept, rng), list(STYLES)[thing.style]
-    named = with_article(noun) if not noun.endswith("s") and rng.random() < 0.6 else noun
-    if thing.style == default_style(concept) and rng.random() < 0.6:
-        text = pick(rng, named, named, named, f"a picture of {named}", f"an image of {named}")
-    else:
-        text = pick(
-            rng, f"{style} {noun}", f"{with_article(style)} {noun}", f"{named}, {style} style",
-            f"{with_article(style)} drawing of {named}", f"{named} in {style} style",
-            f"{with_article(style)} icon of {named}",
-        )  # fmt: skip
-    colour, article = scene.background, with_article(scene.background)
-    if colour == "white" and rng.random() < 0.8:
-        return text
-    return text + pick(
-        rng, f" on {article} background", f" on {article} background", f" with {article} background",
-        f", {colour} background", f" on {colour}",
-    )  # fmt: skip
-
-
-def word_edit(edit: Edit, result: Scene, rng: np.random.Generator) -> str:
-    """Ask for an edit whose outcome is `result`."""
-    colour, style = result.background, list(STYLES)[result.things[0].style]
-    if edit == "background":
-        return pick(
-            rng, f"change the background to {colour}", f"make the background {colour}", f"{colour} background",
-                f"put it on {with_article(colour)} background", f"turn the background {colour}",
-            f"set the background to {colour}",
-        )  # fmt: skip
-    if edit == "mirror":
-        return pick(
-            rng, "mirror the image", "mirror it", "flip it horizontally", "flip the image", "mirror image",
-            "flip horizontally", "turn it to face the other way",
-        )  # fmt: skip
-    if edit == "greyscale":
-        return pick(
-            rng, "make it black and white", "convert to greyscale", "make it grayscale", "remove the colors",
-            "turn it into a black and white picture", "greyscale",
-        )  # fmt: skip
-    return pick(
-        rng, f"make it {style}", f"in {style} style", f"turn it into {style} style", f"redraw it in {style} style",
-        f"the same thing as {with_article(style)} drawing", f"change the style to {style}",
-    )  # fmt: skip
-
-
-def word_layout(layout: Layout, result: Scene, rng: np.random.Generator) -> str:
-    """Ask for the things of several references in one picture."""
-    count = ("", "", "two", "three", "four")[len(result.things)]
-    them = pick(rng, "them", "these", f"the {count} things", f"the {count} images", "all of them")
-    if layout == "grid":
-        text = pick(rng, f"put {them} in a grid", f"arrange {them} in a grid", f"a grid of {them}")
-    else:
-        text = pick(
-            rng, f"put {them} side by side", f"put {them} in a row", f"{them} next to each other",
-            f"arrange {them} in a row", f"{them} side by side",
-        )  # fmt: skip
-    return text if result.background == "white" else f"{text} on {with_article(result.background)} background"

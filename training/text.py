@@ -1,12 +1,13 @@
-"""Teach klein-mini's text encoder to name what a caption asks for, before the flow reads its features.
+"""Teach klein-mini's text encoder to name what a prompt asks for, before the flow reads its features.
 
-A linear reading of every position from the end of the prompt on, padding included, must tell thing, style,
-background and change. The transformer then finds them anywhere there, instead of having to discover, one
-rare noun at a time, which token to look at.
-`python -m training.text --work FOLDER --minutes 3` resumes FOLDER/text.
+A linear reading of every position from the end of the prompt on, padding included, must tell things, style,
+background, colour, number and change. The transformer then finds them anywhere there, instead of having to
+discover, one rare noun at a time, which token to look at.
+`python -m training.text --work FOLDER --minutes 15` resumes FOLDER/text.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -20,55 +21,136 @@ from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
 from training.checkpoints import Average, Run
 from training.data import STYLES, Concept, read_concepts
-from training.scenes import COLOURS, SQUARE, Edit, Layout, Scene, Thing, caption, word_edit, word_layout
+from training.families import Sample, draw_sample, shown_styles, word_sample
+from training.scenes import COLOURS, PLACES, Layout, Scene, Thing, Tone
+from training.synonyms import with_synonyms
+from training.wording import BIG, SMALL, Edit, Join
 
-BATCH = 192
-NONE = 0  # the class of what a caption does not ask for
-CHANGES = (*get_args(Edit), *get_args(Layout))
+BATCH = 160
+NONE = 0  # the class of what a prompt does not say
+BACKGROUNDS = (*COLOURS, *PLACES)
+JOINTS = ("to", "and")
+CHANGES = tuple(
+    f"{change} {detail}".strip()
+    for change in (*get_args(Edit), *get_args(Layout), *get_args(Join))
+    for detail in {"tone": get_args(Tone)[1:], "rotate": ("1", "2", "3"), "move": ("left", "right", "up", "down"),
+                   "resize": ("small", "big")}.get(change, ("",))
+)  # fmt: skip
+RELATIONS = ("beside", "above", "before")
 
 
-def example(concepts: list[Concept], rng: np.random.Generator) -> tuple[str, list[int]]:
-    """Word something; return it with its classes of thing, style, background and change."""
-    style, colour = int(rng.integers(len(STYLES))), int(rng.integers(len(COLOURS)))
-    background = list(COLOURS)[colour]
-    if rng.random() < 0.6:
-        concept = int(rng.integers(len(concepts)))
-        text = caption(Scene((Thing(concept, style, 0.8),), background, SQUARE), concepts, rng)
-        return text, [1 + concept, 1 + style, 1 + colour, NONE]
-    change = CHANGES[rng.integers(len(CHANGES))]
-    count = int(rng.integers(2, 5)) if change in get_args(Layout) else 1
-    scene = Scene((Thing(0, style, 0.8),) * count, background, SQUARE)
-    if change == "row" or change == "grid":
-        return word_layout(change, scene, rng), [NONE, NONE, 1 + colour, 1 + CHANGES.index(change)]
-    text = word_edit(change, scene, rng)
-    style_class = 1 + style if change == "restyle" else NONE
-    colour_class = 1 + colour if change == "background" else NONE
-    return text, [NONE, style_class, colour_class, 1 + CHANGES.index(change)]
+def position(options: Sequence[str], name: str) -> int:
+    return 1 + options.index(name) if name else NONE
+
+
+def split_background(background: str) -> tuple[str, str, str]:
+    """Give the first colour or place, the second colour, and the word that joins them."""
+    for joint in JOINTS:
+        first, found, second = background.partition(f" {joint} ")
+        if found:
+            return first, second, joint
+    return background, "", ""
+
+
+def describe_change(sample: Sample, before: Scene, after: Scene) -> str:
+    """Give the change of an edit as `CHANGES` lists it."""
+    match sample.change:
+        case "tone":
+            return f"tone {after.tone}"
+        case "rotate":
+            return f"rotate {after.quarter_turns}"
+        case "move" | "resize":
+            (old,), (new,) = before.things, after.things
+            if sample.change == "resize":
+                return "resize big" if new.size > old.size else "resize small"
+            if new.x != old.x:
+                return "move left" if new.x < old.x else "move right"
+            return "move up" if new.y < old.y else "move down"
+    return str(sample.change or "")
+
+
+def relation(things: tuple[Thing, ...]) -> str:
+    if len(things) != 2 or things[0].concept == things[1].concept:
+        return ""
+    a, b = things
+    if abs(a.x - b.x) > abs(a.y - b.y):
+        return "beside"
+    return "above" if a.size == b.size else "before"
+
+
+def named_things(sample: Sample, before: Scene, after: Scene) -> tuple[Thing, ...]:
+    """Give the things whose names the wording holds for certain."""
+    match sample.change:
+        case None:
+            return after.things
+        case "add" | "replace":
+            return after.things[-1:]
+        case "remove":
+            return tuple(t for t in before.things if t.concept != after.things[0].concept)
+    return ()
+
+
+def classes_of(sample: Sample, scenes: list[Scene]) -> list[int]:
+    """Give the class of each of `HEADS` for a sample."""
+    after = scenes[sample.target]
+    before = scenes[sample.references[0]] if sample.references else after
+    things, is_caption = named_things(sample, before, after), sample.change is None
+    second = things[1] if len(things) > 1 and things[1].concept != things[0].concept else None
+    says_background = is_caption or sample.change in ("background", "row", "grid")
+    first, second_colour, joint = split_background(after.background) if says_background else ("", "", "")
+    tint = next((t.tint for t in after.things if t.tint), "") if is_caption or sample.change == "recolour" else ""
+    alone = is_caption and len(things) == 1
+    size = "" if not alone else "small" if things[0].size <= SMALL else "big" if things[0].size >= BIG else ""
+    return [
+        1 + things[0].concept if things else NONE,
+        1 + second.concept if second else NONE,
+        1 + after.things[0].style if is_caption or sample.change == "restyle" else NONE,
+        position(BACKGROUNDS, first),
+        position(BACKGROUNDS, second_colour),
+        position(JOINTS, joint),
+        position(BACKGROUNDS, tint),
+        len(things) if is_caption and not second else NONE,
+        position(("small", "big"), size),
+        position(RELATIONS, relation(things) if is_caption else ""),
+        position(CHANGES, describe_change(sample, before, after)),
+    ]
+
+
+def example(concepts: list[Concept], styles: list[list[int]], rng: np.random.Generator) -> tuple[str, list[int]]:
+    """Word something; return it with its classes."""
+    sample, scenes = draw_sample(styles, rng)
+    return word_sample(sample, scenes, concepts, rng), classes_of(sample, scenes)
 
 
 class Reader(nn.Module):
-    """The text encoder and a linear reading of its features."""
+    """The text encoder and linear readings of its features."""
 
     def __init__(self, concept_count: int) -> None:
         super().__init__()
         self.text_encoder = TextEncoder(KLEIN_MINI.text_encoder)
-        sizes = (1 + concept_count, 1 + len(STYLES), 1 + len(COLOURS), 1 + len(CHANGES))
-        self.heads = nn.ModuleList(nn.Linear(KLEIN_MINI.text_encoder.feature_size, size) for size in sizes)
+        backgrounds = len(BACKGROUNDS)
+        counts = (
+            concept_count, concept_count, len(STYLES), backgrounds, backgrounds, len(JOINTS), backgrounds, 4, 2,
+            len(RELATIONS), len(CHANGES),
+        )  # fmt: skip
+        self.heads = nn.ModuleList(nn.Linear(KLEIN_MINI.text_encoder.feature_size, 1 + count) for count in counts)
 
-    def loss(self, ids: Tensor, mask: Tensor, classes: Tensor) -> tuple[Tensor, float]:
-        """Give the mean cross-entropy at the end of the prompts, and the share of things named right there."""
+    def loss(self, ids: Tensor, mask: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the mean cross-entropy at the end of the prompts, and the share read right there by each head."""
         features = self.text_encoder(ids, mask)
         last = mask.sum(1, keepdim=True) - 1
         at_end = torch.arange(ids.shape[1]) >= last  # (B, T)
         rows = at_end.nonzero()[:, 0]
         logits = [head(features[at_end]).float() for head in self.heads]
         losses = [F.cross_entropy(part, classes[rows, i]) for i, part in enumerate(logits)]
-        return torch.stack(losses).mean(), float((logits[0].argmax(1) == classes[rows, 0]).float().mean())
+        right = [(part.argmax(1) == classes[rows, i]).float().mean() for i, part in enumerate(logits)]
+        return torch.stack(losses).sum(), torch.stack(right)
 
 
 def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
     torch.manual_seed(0)
-    concepts = read_concepts()
+    concepts = with_synonyms(read_concepts(), work)
+    styles = [shown_styles(concept) for concept in concepts]
     tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
     model = Reader(len(concepts))
     optimizer = torch.optim.AdamW(model.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -77,7 +159,7 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
     rng = np.random.default_rng(run.step)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20)
-        texts, classes = zip(*(example(concepts, rng) for _ in range(BATCH)), strict=True)
+        texts, classes = zip(*(example(concepts, styles, rng) for _ in range(BATCH)), strict=True)
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = model.loss(*tokenizer.encode(texts), torch.tensor(classes))
         optimizer.zero_grad(set_to_none=True)
@@ -87,13 +169,14 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
         average.update(model.text_encoder)
         run.record(loss.item())
     with torch.no_grad():
-        texts, classes = zip(*(example(concepts, rng) for _ in range(1000)), strict=True)
-        print(f"things named right: {model.loss(*tokenizer.encode(texts), torch.tensor(classes))[1]:.3f}")
+        texts, classes = zip(*(example(concepts, styles, rng) for _ in range(1000)), strict=True)
+        _, right = model.loss(*tokenizer.encode(texts), torch.tensor(classes))
+        print(f"read right: things {right[0]:.3f}, {right[1]:.3f}; everything else {right[2:].min():.3f} or more")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training.tokenizer")
-    parser.add_argument("--minutes", type=float, default=3)
+    parser.add_argument("--minutes", type=float, default=15)
     arguments = parser.parse_args()
     train(arguments.work, arguments.minutes)

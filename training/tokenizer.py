@@ -8,32 +8,28 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from openklein.engine.catalog import KLEIN_MINI
-from training.data import EMOJIBASE, STYLES, fetch, read_concepts
-from training.scenes import COLOURS, SQUARE, Edit, Layout, Scene, Thing, caption, word_edit, word_layout
+from training.data import EMOJIBASE, fetch, read_concepts
+from training.families import draw_sample, shown_styles, word_sample
+from training.synonyms import with_synonyms
+from training.wording import with_article
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
-def captions(seed: int = 0) -> Iterator[str]:
-    """Word every concept on every background, and every edit."""
+def captions(work: Path, seed: int = 0) -> Iterator[str]:
+    """Word every concept, and samples of everything else."""
     rng = np.random.default_rng(seed)
-    concepts, names = read_concepts(), list(COLOURS)
-    for number in range(len(concepts)):
-        for background in names:
-            thing = Thing(number, int(rng.integers(len(STYLES))), 0.8)
-            yield caption(Scene((thing,), background, SQUARE), concepts, rng)
-    for number in range(4000):
-        things = tuple(Thing(0, int(rng.integers(len(STYLES))), 0.5) for _ in range(rng.integers(1, 5)))
-        scene = Scene(things, names[number % len(names)], SQUARE)
-        yield word_edit(get_args(Edit)[number % 4], scene, rng)
-        if len(things) > 1:
-            yield word_layout(get_args(Layout)[number % 2], scene, rng)
+    concepts = with_synonyms(read_concepts(), work)
+    styles = [shown_styles(concept) for concept in concepts]
+    for concept in concepts:
+        yield from (with_article(name.lower()) for name in (concept.label, concept.label, *concept.aliases))
+    for _ in range(20_000):
+        yield word_sample(*draw_sample(styles, rng), concepts, rng)
 
 
 def dictionary(folder: Path) -> Iterator[str]:
@@ -57,7 +53,7 @@ def build(work: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    text = [*captions(), *dictionary(fetch(EMOJIBASE, work / "packages"))]
+    text = [*captions(work), *dictionary(fetch(EMOJIBASE, work / "packages"))]
     tokenizer.train_from_iterator(text, trainer)
     tokenizer.save(str(path))
 

@@ -7,23 +7,20 @@ import pytest
 
 from openklein.contract import RESOLUTIONS
 from openklein.engine.tokens import Grid
-from training.data import Concept, is_held_out, read_concepts
+from training.data import is_held_out, read_concepts
 from training.scenes import (
     CANVAS_TOKEN_PX,
     COLOURS,
+    PLACES,
     SQUARE,
     VISIBLE,
     Layout,
     Scene,
     Thing,
     arrange,
-    caption,
-    default_style,
     grid_of,
     mask_and_paint,
     paint,
-    word_edit,
-    word_layout,
 )
 
 
@@ -52,7 +49,7 @@ def test_mirrored_scene_is_the_picture_flipped(sprites: np.ndarray) -> None:
 
 def test_greyscale_has_equal_channels_and_keeps_the_layout(sprites: np.ndarray) -> None:
     scene = Scene((Thing(1, 0, 0.5),), "orange", SQUARE)
-    picture, covered = mask_and_paint(replace(scene, greyscale=True), sprites)
+    picture, covered = mask_and_paint(replace(scene, tone="greyscale"), sprites)
     assert (picture == picture[..., :1]).all()
     assert (covered == mask_and_paint(scene, sprites)[1]).all()
 
@@ -87,22 +84,45 @@ def test_visible_part_fits_every_aspect_ratio() -> None:
         assert VISIBLE[grid][1] * 4 <= width <= grid[1] * CANVAS_TOKEN_PX * 4
 
 
-def test_captions_name_thing_style_and_colour() -> None:
-    concepts, rng = [Concept("red apple", ("apple",))], np.random.default_rng(0)
-    plain_style = default_style(concepts[0])
-    for style in range(3):
-        texts = [caption(Scene((Thing(0, style, 0.8),), "purple", SQUARE), concepts, rng) for _ in range(40)]
-        assert all("apple" in text and "purple" in text for text in texts)
-        named = [text for text in texts if ("cartoon", "flat", "3d")[style] in text]
-        assert (len(named) == len(texts)) == (style != plain_style)
+@pytest.mark.parametrize("background", ["red to blue", "red and blue", *PLACES])
+def test_backgrounds_change_from_top_to_bottom_alone(background: str) -> None:
+    picture = paint(Scene((), background, SQUARE), np.zeros((1, 1, 8, 8, 4), np.uint8)).astype(int)
+    assert (picture == picture[:, :1]).all()
+    assert np.abs(picture[0, 0] - picture[-1, 0]).max() > 10
 
 
-def test_instructions_name_their_outcome() -> None:
-    rng = np.random.default_rng(0)
-    result = Scene((Thing(0, 1, 0.5), Thing(1, 1, 0.5)), "orange", SQUARE)
-    assert "orange" in word_edit("background", result, rng)
-    assert "flat" in word_edit("restyle", result, rng)
-    assert word_layout("row", result, rng).endswith("on an orange background")
+def test_a_gradient_begins_and_ends_with_its_colours(sprites: np.ndarray) -> None:
+    picture = paint(Scene((), "teal to pink", SQUARE), sprites)
+    assert tuple(picture[0, 0]) == COLOURS["teal"]
+    assert tuple(picture[-1, 0]) == COLOURS["pink"]
+
+
+def test_a_tint_changes_the_colour_but_not_the_shape(sprites: np.ndarray) -> None:
+    natural = Scene((Thing(0, 0, 0.5),), "white", SQUARE)
+    tinted = Scene((Thing(0, 0, 0.5, tint="blue"),), "white", SQUARE)
+    picture, covered = mask_and_paint(tinted, sprites)
+    assert (covered == mask_and_paint(natural, sprites)[1]).all()
+    inside = picture[covered == 1].astype(int)
+    assert (inside[:, 2] > inside[:, 0]).all()  # what was red is blue
+
+
+def test_tones_do_what_they_say(sprites: np.ndarray) -> None:
+    scene = Scene((Thing(1, 0, 0.5),), "orange", SQUARE)
+    plain = paint(scene, sprites).astype(int)
+    assert (paint(replace(scene, tone="invert"), sprites) == 255 - plain).all()
+    assert (paint(replace(scene, tone="brighten"), sprites) >= plain).all()
+    assert (paint(replace(scene, tone="darken"), sprites) <= plain).all()
+    outline = paint(replace(scene, tone="outline"), sprites)
+    assert (outline[0, 0] == 255).all()  # no edge there
+    assert outline.min() < 100
+
+
+def test_a_quarter_turn_to_the_left_moves_the_right_side_up(sprites: np.ndarray) -> None:
+    scene = Scene((Thing(0, 0, 0.4, x=0.75),), "white", SQUARE)
+    turned = mask_and_paint(replace(scene, quarter_turns=1), sprites)[1]
+    rows, columns = np.nonzero(turned)
+    assert rows.mean() < 80
+    assert abs(columns.mean() - 128) < 3
 
 
 def test_held_out_pairs_are_a_tenth_and_stay_the_same() -> None:

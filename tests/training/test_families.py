@@ -1,0 +1,164 @@
+"""Check that every edit pair differs in what was asked for, and in nothing else."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from training.data import STYLES, is_held_out, read_concepts
+from training.families import (
+    POSED_SIZE,
+    Family,
+    draw_family,
+    draw_sample,
+    joined_things,
+    one_thing,
+    several_things,
+    shown_styles,
+    two_things,
+    word_sample,
+)
+from training.scenes import Scene
+
+
+def references(family: Family) -> Iterator[tuple[Scene, Scene, str]]:
+    """List the edits of one reference as (before, after, change), at the aspect ratio of the result."""
+    for sample in family.samples:
+        if len(sample.references) == 1:
+            after = family.scenes[sample.target]
+            yield replace(family.scenes[sample.references[0]], grid=after.grid), after, str(sample.change)
+
+
+def undo(change: str, before: Scene, after: Scene) -> Scene:
+    """Take back of `after` what `change` may change, and nothing else."""
+    old, new = before.things[0], after.things[0]
+    match change:
+        case "background":
+            return replace(after, background=before.background)
+        case "mirror":
+            return after.mirror()
+        case "tone":
+            return replace(after, tone="")
+        case "rotate":
+            return replace(after, quarter_turns=0)
+        case "restyle":
+            return replace(after, things=(replace(new, style=old.style),))
+        case "recolour":
+            return replace(after, things=(replace(new, tint=""),))
+        case "resize" | "move":
+            return replace(after, things=(replace(new, size=old.size, x=old.x, y=old.y),))
+    raise AssertionError(f"a change nobody asked for: {change}")
+
+
+def test_edits_of_one_thing_differ_only_in_what_was_asked() -> None:
+    seen = set()
+    for seed in range(40):
+        family = one_thing(5, [0, 1, 2], seed % 2 == 0, np.random.default_rng(seed))
+        for before, after, change in references(family):
+            seen.add(change)
+            assert before != after
+            undone = undo(change, before, after)
+            x = undone.things[0].x  # mirroring twice may round
+            assert replace(undone, things=(replace(undone.things[0], x=before.things[0].x),)) == before
+            assert abs(x - before.things[0].x) < 1e-9
+    assert len(seen) == 8
+
+
+def test_a_move_keeps_the_size_and_goes_one_way() -> None:
+    for seed in range(20):
+        family = one_thing(5, [0], seed % 2 == 0, np.random.default_rng(seed))
+        for before, after, change in references(family):
+            if change == "move":
+                old, new = before.things[0], after.things[0]
+                assert new.size == old.size
+                assert (new.x == old.x) != (new.y == old.y)
+
+
+def test_edits_of_two_things_leave_the_other_as_it_was() -> None:
+    for seed in range(20):
+        family = two_things([(1, 0), (2, 0), (3, 0)], np.random.default_rng(seed))
+        for before, after, change in references(family):
+            assert before.background == after.background
+            match change:
+                case "add":
+                    assert after.things[:-1] == before.things
+                case "remove":
+                    assert set(after.things) < set(before.things)
+                case "replace":
+                    assert after.things[0] == before.things[0]
+                    assert after.things[1].concept == 3
+                case "recolour":
+                    assert replace(after.things[1], tint="") == before.things[1]
+                case _:
+                    raise AssertionError(f"a change nobody asked for: {change}")
+
+
+def test_two_references_join_in_their_order() -> None:
+    family = joined_things([(1, 0), (2, 1)], [0, 1], np.random.default_rng(0))
+    for sample in family.samples:
+        first, second = (family.scenes[i] for i in sample.references)
+        after = family.scenes[sample.target]
+        assert (first.things[0].concept, second.things[0].concept) == (1, 2)
+        match sample.change:
+            case "insert":
+                assert after.things[:1] == second.things
+                assert after.things[1].concept == 1
+            case "place":
+                assert (after.things, after.background) == (first.things, second.background)
+            case "stack":
+                assert {t.concept: t.y < 0.5 for t in after.things} == {1: True, 2: False}
+            case "style":
+                assert after == replace(first, things=(replace(first.things[0], style=1),))
+    assert {sample.change for sample in family.samples} == {"insert", "place", "stack", "style"}
+
+
+def test_every_sample_can_be_worded() -> None:
+    concepts, rng = read_concepts(), np.random.default_rng(0)
+    styles = [shown_styles(concept) for concept in concepts]
+    texts = [word_sample(*draw_sample(styles, rng), concepts, rng) for _ in range(500)]
+    assert all(texts)
+    assert len(set(texts)) > 250
+
+
+def test_families_take_turns_at_what_they_show() -> None:
+    styles, rng = [[0, 1]] * 30, np.random.default_rng(0)
+    changes = [{s.change for s in draw_family(n, list(range(30)), styles, rng).samples} for n in range(8)]
+    assert all("mirror" in changes[n] for n in range(4))
+    assert "add" in changes[4]
+    assert changes[5] == {None}
+    assert changes[6] & {"row", "grid"}
+    assert "insert" in changes[7]
+
+
+def test_captions_describe_one_pose_alone() -> None:
+    for seed in range(20):
+        for posed in (True, False):
+            family = one_thing(5, [0, 1, 2], posed, np.random.default_rng(seed))
+            described = [family.scenes[s.target].things[0] for s in family.samples if not s.references]
+            assert bool(described) == posed
+            assert {(t.x, t.y, t.mirrored) for t in described} <= {(0.5, 0.5, False)}
+            assert {t.size for t in described} <= {POSED_SIZE, 0.45, 0.96}
+
+
+def test_several_things_keep_their_order_and_style() -> None:
+    chosen = [(3, 0), (7, 2), (9, 1)]
+    family = several_things(chosen, np.random.default_rng(0))
+    together = family.samples[-1]
+    assert [(t.concept, t.style) for t in family.scenes[together.target].things] == chosen
+    assert [
+        (family.scenes[i].things[0].concept, family.scenes[i].things[0].style) for i in together.references
+    ] == chosen
+    assert together.change in ("row", "grid")
+
+
+def test_held_out_pairs_are_never_shown() -> None:
+    concepts = read_concepts()
+    partly_held_out = 0
+    for number, concept in enumerate(concepts):
+        styles = shown_styles(concept)
+        partly_held_out += 0 < len(styles) < len(STYLES)
+        if styles:
+            family = one_thing(number, styles, True, np.random.default_rng(number))
+            shown = {list(STYLES)[thing.style] for scene in family.scenes for thing in scene.things}
+            assert not any(is_held_out(concept.label, style) for style in shown)
+    assert partly_held_out > 50

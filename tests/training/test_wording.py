@@ -1,0 +1,79 @@
+"""Check that captions and instructions say what the scenes hold."""
+
+import numpy as np
+import pytest
+
+from training.data import STYLES, Concept
+from training.scenes import SQUARE, Scene, Thing, default_style
+from training.wording import caption, plural, word_edit, word_layout, word_relation
+
+CONCEPTS = [Concept("red apple", ("apple",)), Concept("dog", ())]
+
+
+def test_captions_name_thing_style_and_colour() -> None:
+    rng, plain_style = np.random.default_rng(0), default_style(CONCEPTS[0])
+    for style, name in enumerate(STYLES):
+        texts = [caption(Scene((Thing(0, style, 0.8),), "purple", SQUARE), CONCEPTS, rng) for _ in range(40)]
+        assert all("apple" in text and "purple" in text for text in texts)
+        named = [text for text in texts if name in text]
+        assert (len(named) == len(texts)) == (style != plain_style)
+
+
+def test_captions_count_things_of_a_kind_and_name_their_colour() -> None:
+    rng, things = np.random.default_rng(0), (Thing(1, 0, 0.4, tint="teal"),) * 3
+    texts = [caption(Scene(things, "white", SQUARE), CONCEPTS, rng) for _ in range(20)]
+    assert all("three teal dogs" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        (Thing(0, 0, 0.4, x=0.2), Thing(1, 0, 0.4, x=0.8), {"A and B", "A left of B", "B to the right of A"}),
+        (Thing(0, 0, 0.4, x=0.8), Thing(1, 0, 0.4, x=0.2), {"B and A", "B left of A", "A to the right of B"}),
+        (Thing(0, 0, 0.4, y=0.2), Thing(1, 0, 0.4, y=0.8), {"A above B", "B below A", "A over B"}),
+        (Thing(0, 0, 0.7, y=0.4), Thing(1, 0, 0.4, y=0.6), {"B in front of A", "A behind B"}),
+    ],
+)
+def test_relations_follow_the_places(first: Thing, second: Thing, words: set[str]) -> None:
+    rng = np.random.default_rng(0)
+    said = {word_relation("A", "B", (first, second), rng) for _ in range(60)}
+    assert words <= said
+    if "A above B" in words:
+        assert said == words
+
+
+def test_sizes_are_named_for_what_stands_alone() -> None:
+    rng = np.random.default_rng(0)
+    for size, words in ((0.45, ("small", "little")), (0.96, ("big", "large"))):
+        texts = [caption(Scene((Thing(1, 0, size),), "white", SQUARE), CONCEPTS, rng) for _ in range(20)]
+        assert all(any(word in text for word in words) for text in texts)
+
+
+def test_instructions_name_their_outcome() -> None:
+    rng = np.random.default_rng(0)
+    before = Scene((Thing(0, 0, 0.5, x=0.3), Thing(1, 0, 0.3, x=0.8)), "white", SQUARE)
+    after = Scene((Thing(0, 1, 0.5, x=0.3), Thing(1, 1, 0.3, x=0.8)), "orange", SQUARE)
+    assert "orange" in word_edit("background", before, after, CONCEPTS, rng)
+    assert "flat" in word_edit("restyle", before, after, CONCEPTS, rng)
+    assert word_layout("row", after, rng).endswith("on an orange background")
+    alone = Scene(before.things[:1], "white", SQUARE)
+    assert "dog" in word_edit("remove", before, alone, CONCEPTS, rng)
+    added = {word_edit("add", alone, before, CONCEPTS, rng) for _ in range(30)}
+    assert all("dog" in text for text in added)
+    assert any("on the right" in text for text in added)
+    assert not any("on the left" in text for text in added)
+
+
+def test_moves_and_sizes_go_the_way_they_are_called() -> None:
+    rng, here = np.random.default_rng(0), Scene((Thing(1, 0, 0.5),), "white", SQUARE)
+    left = Scene((Thing(1, 0, 0.5, x=0.2),), "white", SQUARE)
+    assert word_edit("move", here, left, CONCEPTS, rng).endswith("to the left")
+    assert word_edit("move", left, here, CONCEPTS, rng).endswith("to the right")
+    big = Scene((Thing(1, 0, 0.9),), "white", SQUARE)
+    assert word_edit("resize", here, big, CONCEPTS, rng).split()[-1] in ("bigger", "larger")
+
+
+def test_plurals() -> None:
+    assert [plural(noun) for noun in ("dog", "box", "peach", "cherry", "monkey", "glasses")] == [
+        "dogs", "boxes", "peaches", "cherries", "monkeys", "glasses",
+    ]  # fmt: skip

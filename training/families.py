@@ -1,0 +1,256 @@
+"""Draw families of scenes, so that every edit has its pair and every caption its picture."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+import numpy as np
+
+from openklein.engine.tokens import Grid
+from training.data import STYLES, Concept, is_held_out
+from training.scenes import COLOURS, PLACES, SQUARE, VISIBLE, Layout, Scene, Thing, Tone, arrange
+from training.wording import BIG, Edit, Join, caption, word_edit, word_join, word_layout
+
+POSED_SIZE = 0.84  # captions describe things in one pose, centred at this size; edits see them in any
+GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
+assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Make picture `target` from pictures `references`: `change` is what is asked for."""
+
+    target: int
+    references: tuple[int, ...] = ()
+    change: Edit | Layout | Join | None = None
+
+
+@dataclass(slots=True)
+class Family:
+    """Scenes that belong together, and what can be learned from them; indices count from `scenes[0]`."""
+
+    scenes: list[Scene] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+    def add(self, scene: Scene) -> int:
+        self.scenes.append(scene)
+        return len(self.scenes) - 1
+
+
+def draw_sample(styles: list[list[int]], rng: np.random.Generator) -> tuple[Sample, list[Scene]]:
+    """Draw one sample of a family, and the family's scenes; captions as often as all else."""
+    order = [i for i in rng.permutation(len(styles))[:16].tolist() if styles[i]]
+    family = draw_family(int(rng.integers(8)), order, styles, rng)
+    captions = [sample for sample in family.samples if sample.change is None]
+    samples = captions if captions and rng.random() < 0.5 else family.samples
+    return samples[rng.integers(len(samples))], family.scenes
+
+
+def word_sample(sample: Sample, scenes: list[Scene], concepts: list[Concept], rng: np.random.Generator) -> str:
+    """Word what is asked for: a caption, an edit, a layout, or two pictures joined."""
+    after = scenes[sample.target]
+    change = sample.change
+    if change is None:
+        return caption(after, concepts, rng)
+    if change == "row" or change == "grid":
+        return word_layout(change, after, rng)
+    if change == "insert" or change == "place" or change == "style" or change == "stack":
+        return word_join(change, rng)
+    return word_edit(change, scenes[sample.references[0]], after, concepts, rng)
+
+
+def shown_styles(concept: Concept) -> list[int]:
+    return [i for i, style in enumerate(STYLES) if not is_held_out(concept.label, style)]
+
+
+def draw_background(rng: np.random.Generator, besides: str = "") -> str:
+    """Draw a background other than `besides`: often white, mostly plain."""
+    names, kind = list(COLOURS), rng.random()
+    while True:
+        if kind < 0.35:
+            choice = "white"
+        elif kind < 0.75:
+            choice = names[rng.integers(len(names))]
+        elif kind < 0.88:
+            choice = list(PLACES)[rng.integers(len(PLACES))]
+        else:
+            first, second = rng.choice(len(names), 2, replace=False)
+            choice = f"{names[first]}{' to ' if kind < 0.95 else ' and '}{names[second]}"
+        if choice != besides:
+            return choice
+        kind = rng.random()
+
+
+def draw_tint(rng: np.random.Generator) -> str:
+    names = [name for name in COLOURS if name not in ("white", "gray", "black")]
+    return names[rng.integers(len(names))]
+
+
+def draw_wide_grid(rng: np.random.Generator) -> Grid:
+    return list(GRID_WEIGHTS)[rng.choice(len(GRID_WEIGHTS), p=list(GRID_WEIGHTS.values()))]
+
+
+def loose(concept: int, rng: np.random.Generator) -> Thing:
+    """Place a thing anywhere, at any size that shows it well."""
+    size = rng.uniform(0.5, 0.92)
+    x, y = 0.5 + rng.uniform(-0.5, 0.5, 2) * (0.97 - size)
+    return Thing(concept, 0, size, x, y, bool(rng.random() < 0.4))
+
+
+def one_thing(concept: int, styles: list[int], posed: bool, rng: np.random.Generator) -> Family:
+    """Draw one thing in two styles on two backgrounds, in another aspect ratio, and changed in every way."""
+    family = Family()
+    first = draw_background(rng)
+    second = draw_background(rng, besides=first)
+    thing = Thing(concept, 0, POSED_SIZE) if posed else loose(concept, rng)
+    style, other = (styles[i] for i in rng.permutation(len(styles) + 1)[:2] % len(styles))
+    base = Scene((replace(thing, style=style),), first, SQUARE)
+    plain, turned = family.add(base), family.add(replace(base, background=second))
+    grid = draw_wide_grid(rng)
+    wide = family.add(replace(base, grid=grid))
+    wide_turned = family.add(replace(base, background=second, grid=grid))
+    described = [plain, turned, wide, wide_turned]
+    family.samples += [
+        Sample(turned, (plain,), "background"),
+        Sample(plain, (turned,), "background"),
+        Sample(wide_turned, (plain,), "background"),
+        Sample(wide_turned, (wide,), "background"),
+    ]
+    if style != other:
+        redrawn, elsewhere = (family.add(restyled(family.scenes[i], other)) for i in (plain, turned))
+        described += [redrawn, elsewhere]
+        family.samples += [Sample(redrawn, (plain,), "restyle"), Sample(plain, (redrawn,), "restyle")]
+        family.samples += [Sample(turned, (elsewhere,), "restyle"), Sample(wide, (redrawn,), "restyle")]
+    for change, scene in changed_scenes(base, rng):
+        after = family.add(scene)
+        family.samples.append(Sample(after, (plain,), change))
+        if change == "mirror":
+            family.samples.append(Sample(plain, (after,), change))
+        if posed and change in ("recolour", "resize"):
+            described.append(after)
+    if posed:
+        family.samples += [Sample(i) for i in described]
+    return family
+
+
+def restyled(scene: Scene, style: int) -> Scene:
+    return replace(scene, things=tuple(replace(thing, style=style) for thing in scene.things))
+
+
+def changed_scenes(base: Scene, rng: np.random.Generator) -> Iterator[tuple[Edit, Scene]]:
+    """Change the one thing of a square scene, or the whole picture, in one way each."""
+    (thing,) = base.things
+    yield "mirror", base.mirror()
+    tones = get_args(Tone)[1:]
+    yield "tone", replace(base, tone=tones[rng.integers(len(tones))])
+    yield "rotate", replace(base, quarter_turns=int(rng.integers(1, 4)))
+    yield "recolour", replace(base, things=(replace(thing, tint=draw_tint(rng)),))
+    bigger = thing.size < 0.6 or (thing.size < BIG and rng.random() < 0.3)
+    yield "resize", replace(base, things=(replace(thing, size=0.96 if bigger else 0.45, x=0.5, y=0.5),))
+    side = float(rng.choice((-0.24, 0.24)))
+    moved = replace(thing, x=thing.x + side) if rng.random() < 0.5 else replace(thing, y=thing.y + side)
+    yield "move", replace(base, things=(moved,))
+
+
+def stand(first: Thing, second: Thing, rng: np.random.Generator) -> tuple[Thing, Thing]:
+    """Place two things beside, above or in front of each other."""
+    match int(rng.choice(4, p=(0.5, 0.15, 0.15, 0.2))):
+        case 0:
+            return replace(first, size=0.47, x=0.26), replace(second, size=0.47, x=0.74)
+        case 1:
+            return replace(first, size=0.47, y=0.26), replace(second, size=0.47, y=0.74)
+        case 2:
+            return replace(first, size=0.72, y=0.42), replace(second, size=0.42, y=0.74)
+    return replace(first, size=0.6, x=0.32), replace(second, size=0.32, x=0.82, y=0.62)
+
+
+def two_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Family:
+    """Draw two things together, with one of them gone, and with another in its place."""
+    family, background = Family(), draw_background(rng)
+    one, two, three = (Thing(concept, style, POSED_SIZE) for concept, style in pairs)
+    a, b = stand(one, two, rng)
+    both = family.add(Scene((a, b), background, SQUARE))
+    first = family.add(Scene((a,), background, SQUARE))
+    second = family.add(Scene((b,), background, SQUARE))
+    swapped = family.add(Scene((a, replace(three, size=b.size, x=b.x, y=b.y)), background, SQUARE))
+    tinted = family.add(Scene((a, replace(b, tint=draw_tint(rng))), background, SQUARE))
+    wide_a, wide_b = arrange([one, two], "row", (6, 11))
+    wide = family.add(Scene((wide_a, wide_b), background, (6, 11)))
+    family.samples += [Sample(i) for i in (both, swapped, tinted, wide)]
+    family.samples += [
+        Sample(both, (first,), "add"),
+        Sample(first, (both,), "remove"),
+        Sample(second, (both,), "remove"),
+        Sample(swapped, (both,), "replace"),
+        Sample(tinted, (both,), "recolour"),
+    ]
+    return family
+
+
+def many_of_a_kind(concept: int, style: int, rng: np.random.Generator) -> Family:
+    """Draw one to four of a thing."""
+    family, background = Family(), draw_background(rng)
+    thing = Thing(concept, style, POSED_SIZE, tint=draw_tint(rng) if rng.random() < 0.2 else "")
+    for count in (2, 3, 4):
+        layout: Layout = "row" if rng.random() < 0.5 else "grid"
+        family.samples.append(Sample(family.add(Scene(arrange([thing] * count, layout, SQUARE), background, SQUARE))))
+    return family
+
+
+def joined_things(pairs: list[tuple[int, int]], styles: list[int], rng: np.random.Generator) -> Family:
+    """Make one picture of two: one thing in the other's picture, place or style, or above it."""
+    family = Family()
+    behind = draw_background(rng)
+    one, two = (Thing(concept, style, POSED_SIZE) for concept, style in pairs)
+    source = family.add(Scene((one,), draw_background(rng), SQUARE))
+    scene = family.add(Scene((replace(two, size=0.6, x=0.32),), behind, SQUARE))
+    alone = family.add(Scene((two,), behind, SQUARE))
+    inserted = (replace(two, size=0.6, x=0.32), replace(one, size=0.34, x=0.81, y=0.62))
+    stacked = (replace(two, size=0.47, y=0.74), replace(one, size=0.47, y=0.26))
+    family.samples += [
+        Sample(family.add(Scene(inserted, behind, SQUARE)), (source, scene), "insert"),
+        Sample(family.add(Scene((one,), behind, SQUARE)), (source, alone), "place"),
+        Sample(family.add(Scene(stacked, behind, SQUARE)), (source, alone), "stack"),
+    ]
+    if two.style in styles and two.style != one.style:
+        background = family.scenes[source].background
+        redrawn = family.add(Scene((replace(one, style=two.style),), background, SQUARE))
+        family.samples.append(Sample(redrawn, (source, alone), "style"))
+    return family
+
+
+def several_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Family:
+    """Draw two to four things each alone, and all together."""
+    family = Family()
+    things = [Thing(concept, style, POSED_SIZE) for concept, style in pairs]
+    for thing in things:
+        family.samples.append(Sample(family.add(Scene((thing,), draw_background(rng), SQUARE))))
+    layout: Layout = "grid" if len(things) > 2 and rng.random() < 0.5 else "row"
+    grid: Grid = SQUARE if rng.random() < 0.4 else (6, 11)
+    names = list(COLOURS)
+    background = "white" if rng.random() < 0.6 else names[rng.integers(len(names))]
+    target = family.add(Scene(arrange(things, layout, grid), background, grid))
+    family.samples.append(Sample(target, tuple(range(len(things))), layout))
+    return family
+
+
+def draw_family(number: int, order: list[int], styles: list[list[int]], rng: np.random.Generator) -> Family:
+    """Take things off `order` for one family; of eight, four show one thing and four show several."""
+
+    def take(count: int, *, alike: bool = False) -> list[tuple[int, int]]:
+        chosen = [order.pop() for _ in range(count)]
+        style = int(rng.choice(styles[chosen[0]]))
+        return [(c, style if alike and style in styles[c] else int(rng.choice(styles[c]))) for c in chosen]
+
+    match number % 8:
+        case 4:
+            return two_things(take(3, alike=True), rng)
+        case 5:
+            return many_of_a_kind(*take(1)[0], rng)
+        case 6:
+            return several_things(take(int(rng.integers(2, 5))), rng)
+        case 7:
+            pairs = take(2)
+            return joined_things(pairs, styles[pairs[0][0]], rng)
+    concept = order.pop()
+    return one_thing(concept, styles[concept], number % 8 < 2, rng)

@@ -1,0 +1,221 @@
+"""Say in words what a scene shows, and what turns one scene into another, in many phrasings."""
+
+from typing import Literal
+
+import numpy as np
+
+from training.data import STYLES, Concept
+from training.scenes import PLACES, Layout, Scene, Thing, Tone, default_style
+
+Edit = Literal[
+    "background", "mirror", "tone", "rotate", "restyle", "recolour", "add", "remove", "replace", "move", "resize"
+]
+Join = Literal["insert", "place", "style", "stack"]  # what two references make together
+SMALL, BIG = 0.5, 0.93  # sizes of a single thing that are called small and big
+NUMBERS = ("", "one", "two", "three", "four")
+TONES: dict[Tone, tuple[str, ...]] = {
+    "greyscale": (
+        "make it black and white", "convert to greyscale", "make it grayscale", "remove the colors",
+        "turn it into a black and white picture", "greyscale",
+    ),
+    "invert": ("invert the colors", "invert it", "make a negative", "turn it into a negative"),
+    "brighten": ("make it brighter", "brighten it", "lighten the image", "brighten the picture"),
+    "darken": ("make it darker", "darken it", "darken the image", "make the picture darker"),
+    "outline": ("turn it into a line drawing", "draw its outlines", "make it a line drawing", "trace the outlines"),
+}  # fmt: skip
+TURNS = {
+    1: ("rotate it to the left", "turn it 90 degrees counterclockwise", "rotate left"),
+    2: ("turn it upside down", "rotate it by 180 degrees", "flip it upside down"),
+    3: ("rotate it to the right", "turn it 90 degrees clockwise", "rotate right"),
+}
+
+
+def pick(rng: np.random.Generator, *options: str) -> str:
+    return options[rng.integers(len(options))]
+
+
+def word_concept(concept: Concept, rng: np.random.Generator) -> str:
+    """Name a thing by its label or another word for it."""
+    use_alias = concept.aliases and rng.random() < 0.5
+    return (pick(rng, *concept.aliases) if use_alias else concept.label).lower()
+
+
+def with_article(noun: str) -> str:
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def plural(noun: str) -> str:
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return f"{noun}es" if not noun.endswith("s") else noun
+    return f"{noun[:-1]}ies" if noun.endswith("y") and noun[-2] not in "aeiou" else f"{noun}s"
+
+
+def word_thing(thing: Thing, concepts: list[Concept], rng: np.random.Generator, *, sized: bool = False) -> str:
+    """Name a thing with its colour, and its size where it stands alone."""
+    noun = word_concept(concepts[thing.concept], rng)
+    size = "" if not sized or SMALL < thing.size < BIG else pick(rng, "small ", "little ") if thing.size <= SMALL else (
+        pick(rng, "big ", "large ")
+    )  # fmt: skip
+    words = f"{size}{thing.tint + ' ' if thing.tint else ''}{noun}"
+    return words if words == noun and (noun.endswith("s") or rng.random() < 0.3) else with_article(words)
+
+
+def word_background(background: str, rng: np.random.Generator) -> str:
+    """Name what is behind, ready to follow a description."""
+    if background in PLACES:
+        return f" {background}"
+    if " to " in background:
+        return pick(rng, f" on a gradient from {background}", f" with a {background} gradient background")
+    if " and " in background:
+        return pick(rng, f" on a {background} background", f" with a two-tone {background} background")
+    if background == "white" and rng.random() < 0.8:
+        return ""
+    article = with_article(background)
+    return pick(
+        rng, f" on {article} background", f" on {article} background", f" with {article} background",
+        f", {background} background", f" on {background}",
+    )  # fmt: skip
+
+
+def word_relation(first: str, second: str, things: tuple[Thing, ...], rng: np.random.Generator) -> str:
+    """Say how two things stand to each other; the second one covers the first where they overlap."""
+    a, b = things
+    if b.size < a.size and abs(a.x - b.x) < 0.2 and abs(a.y - b.y) < 0.3:
+        return pick(rng, f"{second} in front of {first}", f"{first} behind {second}")
+    if abs(a.x - b.x) > abs(a.y - b.y):
+        left, right = (first, second) if a.x < b.x else (second, first)
+        return pick(
+            rng, f"{left} and {right}", f"{left} to the left of {right}", f"{left} left of {right}",
+            f"{right} to the right of {left}", f"{left} on the left and {right} on the right",
+        )  # fmt: skip
+    upper, lower = (first, second) if a.y < b.y else (second, first)
+    return pick(rng, f"{upper} above {lower}", f"{lower} below {upper}", f"{upper} over {lower}")
+
+
+def caption(scene: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
+    """Describe one thing, several of a kind, or two, in one of many phrasings."""
+    things, first = scene.things, scene.things[0]
+    if len(things) > 1 and all(t.concept == first.concept for t in things):
+        noun = f"{first.tint} {word_concept(concepts[first.concept], rng)}".strip()
+        text = f"{NUMBERS[len(things)]} {plural(noun)}"
+    elif len(things) == 2:
+        one, other = (word_thing(t, concepts, rng) for t in things)
+        text = word_relation(one, other, things, rng)
+    else:
+        text = ", ".join(word_thing(t, concepts, rng, sized=len(things) == 1) for t in things)
+    style = list(STYLES)[first.style]
+    if first.style != default_style(concepts[first.concept]) or rng.random() < 0.4:
+        text = pick(
+            rng, f"{text}, {style} style", f"{text} in {style} style", f"{with_article(style)} drawing of {text}",
+            f"{with_article(style)} icon of {text}", f"{style} {text.removeprefix('a ').removeprefix('an ')}",
+        )  # fmt: skip
+    elif rng.random() < 0.2:
+        text = pick(rng, "a picture of ", "an image of ", "draw ") + text
+    return text + word_background(scene.background, rng)
+
+
+def word_edit(change: Edit, before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
+    """Ask for the edit that makes `after` of `before`."""
+    match change:
+        case "background":
+            return word_new_background(after.background, rng)
+        case "mirror":
+            return pick(
+                rng, "mirror the image", "mirror it", "flip it horizontally", "flip the image", "mirror image",
+                "flip horizontally", "turn it to face the other way",
+            )  # fmt: skip
+        case "tone":
+            return pick(rng, *TONES[after.tone])
+        case "rotate":
+            return pick(rng, *TURNS[after.quarter_turns])
+        case "restyle":
+            style = list(STYLES)[after.things[0].style]
+            return pick(
+                rng, f"make it {style}", f"in {style} style", f"turn it into {style} style",
+                f"redraw it in {style} style", f"the same thing as {with_article(style)} drawing",
+                f"change the style to {style}",
+            )  # fmt: skip
+        case _:
+            return word_change_of_things(change, before, after, concepts, rng)
+
+
+def word_new_background(background: str, rng: np.random.Generator) -> str:
+    if background in PLACES:
+        return pick(rng, f"put it {background}", f"show it {background}", f"place it {background}")
+    if " to " in background:
+        return pick(rng, f"put it on a gradient from {background}", f"make the background a {background} gradient")
+    colour = background
+    return pick(
+        rng, f"change the background to {colour}", f"make the background {colour}", f"{colour} background",
+        f"put it on {with_article(colour)} background", f"turn the background {colour}",
+        f"set the background to {colour}",
+    )  # fmt: skip
+
+
+def word_change_of_things(
+    change: Edit, before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator
+) -> str:
+    """Ask for another colour, thing, place or size; what changes is where the two scenes differ."""
+    if change == "add":
+        new = after.things[-1]
+        side = "on the left" if new.x < 0.5 else "on the right"
+        noun = with_article(word_concept(concepts[new.concept], rng))
+        return pick(rng, f"add {noun} {side}", f"put {noun} {side}", f"add {noun}", f"add {noun} next to it")
+    if change == "remove":
+        gone = next(t for t in before.things if t.concept != after.things[0].concept)
+        noun = word_concept(concepts[gone.concept], rng)
+        return pick(rng, f"remove the {noun}", f"take away the {noun}", f"delete the {noun}", f"erase the {noun}")
+    old, new = next((a, b) for a, b in zip(before.things, after.things, strict=True) if a != b)
+    noun = word_concept(concepts[old.concept], rng)
+    it = f"the {noun}" if len(before.things) > 1 or rng.random() < 0.4 else "it"
+    if change == "recolour":
+        return pick(rng, f"make {it} {new.tint}", f"paint {it} {new.tint}", f"color {it} {new.tint}")
+    if change == "replace":
+        other = with_article(word_concept(concepts[new.concept], rng))
+        return pick(rng, f"replace {it} with {other}", f"turn {it} into {other}", f"change {it} to {other}")
+    if change == "resize":
+        words = ("smaller", "little") if new.size < old.size else ("bigger", "larger")
+        return pick(rng, f"make {it} {words[0]}", f"make {it} {words[1]}")
+    where = (
+        ("to the left" if new.x < old.x else "to the right") if new.x != old.x else "up" if new.y < old.y else "down"
+    )
+    return pick(rng, f"move {it} {where}", f"shift {it} {where}")
+
+
+def word_layout(layout: Layout, result: Scene, rng: np.random.Generator) -> str:
+    """Ask for the things of several references in one picture."""
+    count = NUMBERS[len(result.things)]
+    them = pick(rng, "them", "these", f"the {count} things", f"the {count} images", "all of them")
+    if layout == "grid":
+        text = pick(rng, f"put {them} in a grid", f"arrange {them} in a grid", f"a grid of {them}")
+    else:
+        text = pick(
+            rng, f"put {them} side by side", f"put {them} in a row", f"{them} next to each other",
+            f"arrange {them} in a row", f"{them} side by side",
+        )  # fmt: skip
+    return text if result.background == "white" else f"{text} on {with_article(result.background)} background"
+
+
+def word_join(join: Join, rng: np.random.Generator) -> str:
+    """Ask for one picture made of two references."""
+    match join:
+        case "insert":
+            return pick(
+                rng, "put the thing of image 1 into image 2", "add the thing of the first image to the second",
+                "put image 1 into image 2",
+            )  # fmt: skip
+        case "place":
+            return pick(
+                rng, "image 1 on the background of image 2", "put image 1 on the background of image 2",
+                "use the background of image 2",
+            )  # fmt: skip
+        case "style":
+            return pick(
+                rng, "image 1 in the style of image 2", "draw the first image in the style of the second",
+                "use the style of image 2",
+            )  # fmt: skip
+        case "stack":
+            return pick(
+                rng, "put image 1 on top of image 2", "the first thing above the second",
+                "stack the first on top of the second",
+            )  # fmt: skip
