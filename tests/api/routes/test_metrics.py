@@ -87,6 +87,7 @@ def test_a_request_that_is_given_up_in_the_queue_tells_how_long_it_waited(make_s
 
 def test_batches_and_prompts_read_before_are_counted(make_site: MakeSite) -> None:
     with make_site() as site:
+        site.pipeline.result_facts = {"prompt_cached": False}
         assert site.generate().status_code == 200
         wait_until(lambda: requests(site, "/v1/generate", 200) == 1)
         assert value(site, "openklein_prompt_cache_hits_total") == 0
