@@ -120,7 +120,8 @@ def wait_until_ready(client: httpx.Client, server: "subprocess.Popen[bytes]") ->
 def generate(client: httpx.Client, aspect: str, seed: int) -> tuple[dict[str, float], Image.Image]:
     """Make one image; return the seconds of each stage and of the whole, and the image."""
     started = time.perf_counter()
-    response = client.post("/v1/generate", json={"prompt": PROMPT, "aspect_ratio": aspect, "seed": seed})
+    body = {"prompt": f"{PROMPT}, {seed}", "aspect_ratio": aspect, "seed": seed}  # a prompt that was not read before
+    response = client.post("/v1/generate", json=body)
     total_s = time.perf_counter() - started
     response.raise_for_status()
     stages = re.findall(r"(\w+);dur=([\d.]+)", response.headers["server-timing"])

@@ -101,6 +101,21 @@ def seen_by_the_transformer(tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyP
         assert noise.min() < -2.5 and noise.max() > 2.5
 
 
+class TestPromptsReadBefore:
+    def test_they_are_not_read_again_and_give_the_same_picture(
+        self, tiny_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        prompt = "a prompt that no other test has"
+        first = tiny_pipeline.generate(request(prompt))
+        with monkeypatch.context() as patch:
+            patch.setattr(tiny_pipeline, "_text_encoder", None)
+            second = tiny_pipeline.generate(request(prompt))
+            with pytest.raises(TypeError):
+                tiny_pipeline.generate(request(prompt + "."))
+        assert (first.prompt_cached, second.prompt_cached) == (False, True)
+        assert first.image.tobytes() == second.image.tobytes()
+
+
 class TestReferences:
     @pytest.mark.parametrize(
         ("size", "tokens"), [((64, 64), 8 * 8), ((1344, 768), 11 * 6), ((2048, 1024), 12 * 6), ((100, 800), 23 * 3)]

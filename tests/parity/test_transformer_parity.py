@@ -118,7 +118,7 @@ def test_every_weight_matters() -> None:
 
 def half_rotation(x: Tensor, rotary: transformer.Rotary) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    cos, sin = rotary
+    cos, sin = (part[:, None] for part in rotary)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 

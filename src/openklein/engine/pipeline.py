@@ -15,6 +15,7 @@ from openklein.engine.catalog import ModelCard
 from openklein.engine.device import DeviceChoice
 from openklein.engine.images import fit_reference, to_image, to_tensor
 from openklein.engine.mini_autoencoder import MiniAutoencoder
+from openklein.engine.prompt_cache import PromptCache
 from openklein.engine.sampler import denoise
 from openklein.engine.schedule import sigmas
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
@@ -45,6 +46,7 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._text_encoder = text_encoder
         self._transformer = transformer
+        self._prompts = PromptCache()
         self._autoencoder = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def check(self, prompt: str) -> None:
@@ -66,7 +68,9 @@ class Pipeline:
         self.check(request.prompt)
         timings = {} if timings is None else timings
         with stage(timings, "text"):
-            text = self._encode_prompt(request.prompt)
+            kept = self._prompts.get(request.prompt)
+            text = self._encode_prompt(request.prompt) if kept is None else kept
+            self._prompts.put(request.prompt, text)
         references = text.new_zeros(1, 0, self.card.transformer.in_channels)
         reference_grids: list[Grid] = []
         if request.references:
@@ -76,7 +80,7 @@ class Pipeline:
             latents = self._denoise(request, text, references, reference_grids, on_step)
         with stage(timings, "decode"):
             image = self._decode(latents, request.width, request.height)
-        return ImageResult(image, self.card.id, request.seed, timings)
+        return ImageResult(image, self.card.id, request.seed, timings, prompt_cached=kept is not None)
 
     def _encode_prompt(self, prompt: str) -> Tensor:
         """Give features (1, T, joint); with guidance those of an empty prompt are a second row."""

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openklein.engine.attention import attention
+
 Rotary = tuple[Tensor, Tensor]  # cos and sin, float32 (S, head_dim / 2)
 
 
@@ -55,8 +57,8 @@ def rotary_embedding(ids: Tensor, axes_dims: tuple[int, ...], theta: float) -> R
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate neighbouring channels (0, 1), (2, 3), ... of x (B, H, S, D), in float32."""
-    cos, sin = rotary
+    """Rotate neighbouring channels (0, 1), (2, 3), ... of x (B, S, H, D), in float32."""
+    cos, sin = (part[:, None] for part in rotary)
     first, second = torch.unflatten(x.float(), -1, (-1, 2)).unbind(-1)
     rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
     return rotated.flatten(-2).to(x.dtype)
@@ -83,13 +85,12 @@ def swiglu(x: Tensor) -> Tensor:
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
-    return torch.unflatten(x, -1, (num_heads, -1)).transpose(1, 2)  # (B, H, S, D)
+    return torch.unflatten(x, -1, (num_heads, -1))  # (B, S, H, D)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, rotary: Rotary) -> Tensor:
-    """Let every token see every token; (B, H, S, D) to (B, S, H * D)."""
-    mixed = F.scaled_dot_product_attention(rotate(query, rotary), rotate(key, rotary), value)
-    return mixed.transpose(1, 2).flatten(2)
+    """Let every token see every token; (B, S, H, D) to (B, S, H * D)."""
+    return attention(rotate(query, rotary), rotate(key, rotary), value)
 
 
 class TimestepEmbedder(nn.Module):
@@ -148,7 +149,7 @@ class JointAttention(nn.Module):
         query = [self.norm_added_q(heads(self.add_q_proj, text)), self.norm_q(heads(self.to_q, image))]
         key = [self.norm_added_k(heads(self.add_k_proj, text)), self.norm_k(heads(self.to_k, image))]
         value = [heads(self.add_v_proj, text), heads(self.to_v, image)]
-        mixed = attend(torch.cat(query, dim=2), torch.cat(key, dim=2), torch.cat(value, dim=2), rotary)
+        mixed = attend(torch.cat(query, dim=1), torch.cat(key, dim=1), torch.cat(value, dim=1), rotary)
         text_mixed, image_mixed = torch.split(mixed, [text.shape[1], image.shape[1]], dim=1)
         return self.to_out[0](image_mixed), self.to_add_out(text_mixed)
 

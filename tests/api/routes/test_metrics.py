@@ -87,12 +87,12 @@ def test_a_request_that_is_given_up_in_the_queue_tells_how_long_it_waited(make_s
 
 def test_batches_and_prompts_read_before_are_counted(make_site: MakeSite) -> None:
     with make_site() as site:
-        site.pipeline.result_facts = {"prompt_cached": False}
-        assert site.generate().status_code == 200
+        prompt = "counted once it has been read"
+        assert site.generate(prompt=prompt).status_code == 200
         wait_until(lambda: requests(site, "/v1/generate", 200) == 1)
         assert value(site, "openklein_prompt_cache_hits_total") == 0
-        site.pipeline.result_facts = {"batch_size": 4, "prompt_cached": True}
-        assert site.generate().status_code == 200
+        site.pipeline.result_facts = {"batch_size": 4}
+        assert site.generate(prompt=prompt).status_code == 200
         wait_until(lambda: requests(site, "/v1/generate", 200) == 2)
         assert value(site, "openklein_prompt_cache_hits_total") == 1
         assert [value(site, "openklein_batch_size_bucket", le=most) for most in ("1.0", "2.0", "4.0")] == [1, 1, 2]
