@@ -22,44 +22,14 @@ from openklein.engine.types import ImageRequest
 from openklein.engine.weights import load_pipeline
 from training.data import STYLES, load_sprites, read_concepts
 from training.families import POSED_SIZE, shown_styles
+from training.measures import DELTA_E_LIMIT, Pixels, border, delta_e, psnr
 from training.scenes import COLOURS, SQUARE, Scene, Thing, mask_and_paint, paint
 
 PROMPTS_FILE = Path(__file__).with_name("prompts") / "smoke.txt"
 THUMBNAIL_PX = 192
-DELTA_E_LIMIT = 25.0
 OBJECT_PSNR_DB = 20.0
 EDIT_CASES = 40
 SHOWN = ("a lion", "a strawberry", "a soccer ball", "a hamburger", "a penguin on a light blue background")
-Picture = NDArray[np.uint8]
-
-
-def to_lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Convert sRGB 0..255 (..., 3) to CIE L*a*b*, D65 (IEC 61966-2-1, CIE 15)."""
-    c = rgb / 255
-    linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
-    matrix = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    xyz = linear @ matrix.T / np.array([0.95047, 1.0, 1.08883])
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
-    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
-
-
-def delta_e(pixels: Picture, colour: str) -> float:
-    """Give the CIE76 distance between the median of pixels (N, 3) and a named colour."""
-    median = np.median(pixels.astype(np.float64), axis=0)
-    return float(np.linalg.norm(to_lab(median) - to_lab(np.array(COLOURS[colour], np.float64))))
-
-
-def border(picture: Picture) -> Picture:
-    """List the pixels of the outermost twentieth on each side."""
-    depth = min(picture.shape[:2]) // 20
-    inside = np.zeros(picture.shape[:2], bool)
-    inside[depth:-depth, depth:-depth] = True
-    return picture[~inside]
-
-
-def psnr(ours: Picture, theirs: Picture) -> float:
-    """Give the peak signal-to-noise ratio of pixels (N, 3) in dB."""
-    return float(10 * np.log10(255**2 / np.mean((ours.astype(np.float64) - theirs) ** 2)))
 
 
 def make(pipeline: Pipeline, prompt: str, seed: int, *references: Image.Image, aspect: str = "square") -> Image.Image:
@@ -77,7 +47,7 @@ def sheet(pictures: list[Image.Image], columns: int, path: Path) -> None:
     canvas.save(path, optimize=True)
 
 
-def plain_prompts(pipeline: Pipeline, prompts: list[str], sprites: Picture, folder: Path) -> float:
+def plain_prompts(pipeline: Pipeline, prompts: list[str], sprites: Pixels, folder: Path) -> float:
     """Draw the plain prompts, shuffled for a blind reader; return the share nearest to a real render of its thing."""
     order = np.random.default_rng(32).permutation(len(prompts))
     pictures = [make(pipeline, prompts[i], seed=0) for i in order]
@@ -92,7 +62,7 @@ def plain_prompts(pipeline: Pipeline, prompts: list[str], sprites: Picture, fold
     return sum(name in names[thing] for name, thing in zip(wanted, nearest, strict=True)) / len(prompts)
 
 
-def real_renders(sprites: Picture) -> Iterator[Image.Image]:
+def real_renders(sprites: Pixels) -> Iterator[Image.Image]:
     """Paint every thing in every style as captions describe it, on white."""
     for concept, style in np.ndindex(*sprites.shape[:2]):
         yield Image.fromarray(paint(Scene((Thing(concept, style, POSED_SIZE),), "white", SQUARE), sprites))
@@ -114,7 +84,7 @@ def background_colours(pipeline: Pipeline, prompts: list[str], folder: Path) -> 
     return right / len(prompts)
 
 
-def source_picture(sprites: Picture, scene: Scene) -> tuple[Image.Image, NDArray[np.bool_]]:
+def source_picture(sprites: Pixels, scene: Scene) -> tuple[Image.Image, NDArray[np.bool_]]:
     """Paint a real picture at output size, and where its thing is, a little inside the edge."""
     painted, covered = mask_and_paint(scene, sprites)
     size = RESOLUTIONS["square"]
@@ -123,7 +93,7 @@ def source_picture(sprites: Picture, scene: Scene) -> tuple[Image.Image, NDArray
     return picture, np.asarray(mask) == 255
 
 
-def background_edits(pipeline: Pipeline, sprites: Picture, folder: Path) -> dict[str, float]:
+def background_edits(pipeline: Pipeline, sprites: Pixels, folder: Path) -> dict[str, float]:
     """Change the background of real pictures; count those with the colour right and the thing kept."""
     rng = np.random.default_rng(7)
     concepts, names = read_concepts(), list(COLOURS)
@@ -144,7 +114,7 @@ def background_edits(pipeline: Pipeline, sprites: Picture, folder: Path) -> dict
     return {"object_kept": kept / EDIT_CASES, "colour_right": coloured / EDIT_CASES, "both": both / EDIT_CASES}
 
 
-def other_edits(pipeline: Pipeline, sprites: Picture, folder: Path) -> None:
+def other_edits(pipeline: Pipeline, sprites: Pixels, folder: Path) -> None:
     """Show mirror, greyscale, restyle, and two to four references together."""
     labels = {concept.label: i for i, concept in enumerate(read_concepts())}
     things = [labels[name] for name in ("dog", "red apple", "rocket", "penguin")]
