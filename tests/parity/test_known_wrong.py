@@ -22,6 +22,7 @@ from openklein.engine import pipeline as pipeline_module
 from openklein.engine.autoencoder import Autoencoder
 from openklein.engine.images import to_image
 from openklein.engine.pipeline import Pipeline
+from openklein.engine.prompt_cache import PromptCache
 from openklein.engine.schedule import sigmas
 from openklein.engine.text_encoder import PromptTokenizer
 from openklein.engine.tokens import image_ids
@@ -46,6 +47,7 @@ def assert_seen(monkeypatch: pytest.MonkeyPatch, bug: Bug, references: Sequence[
     assert_same(made.tokens, expected.tokens)
     assert_same(made.pixels, expected.pixels, PIPELINE_TOLERANCE)
     bug(pipeline, monkeypatch)
+    monkeypatch.setattr(pipeline, "_prompts", PromptCache())  # so that the prompt is read anew
     wrong = make(monkeypatch, pipeline, references)
     if torch.equal(wrong.tokens, made.tokens):
         assert_far(wrong.pixels, expected.pixels, PIPELINE_TOLERANCE)
