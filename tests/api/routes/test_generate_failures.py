@@ -59,21 +59,31 @@ def test_a_server_that_stops_fails_what_waits(make_site: MakeSite) -> None:
         closing.result()
 
 
+ALLOWED_S = (1, 5, 25)  # tried in turn, since on a slow machine the model may not be reached within the first
+
+
 def test_the_deadline_is_answered_in_the_middle_of_a_step(make_site: MakeSite) -> None:
-    with make_site(request_timeout_s=1) as site:
-        with site.pipeline.held():
-            assert site.refusal(504) == "The request took longer than the 1 s allowed."
-            assert site.pipeline.is_inside.is_set()
-            assert site.pipeline.steps == 0
-        wait_until(lambda: site.pipeline.ended == 1)
-        assert site.pipeline.steps == 1, "the work went on after the deadline"
+    for allowed_s in ALLOWED_S:
+        with make_site(request_timeout_s=allowed_s) as site:
+            with site.pipeline.held():
+                assert site.refusal(504) == f"The request took longer than the {allowed_s} s allowed."
+                assert site.pipeline.steps == 0
+            if site.pipeline.is_inside.is_set():
+                wait_until(lambda site=site: site.pipeline.ended == 1)  # type: ignore[misc]
+                assert site.pipeline.steps == 1, "the work went on after the deadline"
+                return
+    pytest.fail("the model was never reached")
 
 
 def test_the_deadline_covers_the_queue(make_site: MakeSite) -> None:
-    with make_site(request_timeout_s=1) as site, ThreadPoolExecutor(2) as threads, site.pipeline.held():
-        answers = [threads.submit(site.generate) for _ in range(2)]
-        assert [answer.result().status_code for answer in answers] == [504, 504]
-        assert len(site.pipeline.requests) == 1
+    for allowed_s in ALLOWED_S:
+        with make_site(request_timeout_s=allowed_s) as site, ThreadPoolExecutor(2) as threads, site.pipeline.held():
+            answers = [threads.submit(site.generate) for _ in range(2)]
+            assert [answer.result().status_code for answer in answers] == [504, 504]
+            assert len(site.pipeline.requests) <= 1
+            if site.pipeline.requests:
+                return
+    pytest.fail("the model was never reached")
 
 
 def test_the_deadline_covers_fetching(make_site: MakeSite, listener: Listener) -> None:
