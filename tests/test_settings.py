@@ -38,6 +38,8 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         "public": "yes",
         "api_key": "a key",
         "model": "klein-mini",
+        "quantize": "fp8",
+        "compile": "true",
         "strict_model": "1",
         "request_timeout_s": "2.5",
         "allowed_url_hosts": "Images.example, 10.0.0.1",

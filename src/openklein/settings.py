@@ -13,12 +13,13 @@ from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openklein.contract import DEFAULT_MODEL, SERVABLE_MODEL_IDS
 from openklein.errors import InvalidSetting
 
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+Quantization = Literal["none", "fp8"]
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -134,6 +135,10 @@ class Settings:
     model: str = setting(
         DEFAULT_MODEL, to_choice(*SERVABLE_MODEL_IDS), "model to serve: " + ", ".join(SERVABLE_MODEL_IDS)
     )
+    quantize: Quantization = setting(
+        "none", to_choice("none", "fp8"), "keep the transformer's large weights in 8 bits: fp8, on NVIDIA GPUs; or none"
+    )
+    compile: bool = setting("false", to_flag, "compile the transformer for this device: a slower start, faster images")
     strict_model: bool = setting("false", to_flag, "refuse requests for a model that is not installed: no stand-in")
     request_timeout_s: float = setting("120", to_seconds, "seconds a request may take, its time in the queue included")
     allowed_url_hosts: tuple[str, ...] = setting(

@@ -22,5 +22,5 @@ if __name__ == "__main__":
     held.gate.clear()
     signal.signal(signal.SIGUSR1, lambda *_: held.gate.set())
     threading.Thread(target=tell, args=(held.is_inside,), daemon=True).start()
-    serve.load_pipeline = lambda *_: cast("Pipeline", held)  # type: ignore[attr-defined]
+    serve.load_pipeline = lambda *_, **__: cast("Pipeline", held)  # type: ignore[attr-defined]
     sys.exit(main(["serve", *sys.argv[1:]]))

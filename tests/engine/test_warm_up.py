@@ -1,16 +1,23 @@
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from openklein.contract import RESOLUTIONS
 from openklein.engine.catalog import KLEIN_4B, KLEIN_MINI, ModelCard
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.tokens import image_ids, text_ids
 from openklein.engine.transformer import FlowTransformer
 from openklein.engine.types import ImageRequest, ImageResult, Progress
 from openklein.engine.warm_up import step_operations, warm_up
+from openklein.errors import InvalidSetting, NotEnoughMemory
+from tests import tiny
 
 
 def counted_operations(card: ModelCard, side_px: int) -> int:
@@ -56,3 +63,51 @@ def test_the_estimate_scales_the_steps_but_for_what_the_first_sets_up(tiny_pipel
     growth = step_operations(tiny_pipeline.card, 1024) / step_operations(tiny_pipeline.card, 256)
     assert warm_up(SlowPipeline(tiny_pipeline, (0.1, 0.1, 0.1, 0.1))) > 4 * 0.1 * growth
     assert 0 < warm_up(SlowPipeline(tiny_pipeline, (2.0, 0.0, 0.0, 0.0))) < 4 * 2.0 * growth
+
+
+class TestOnAGpu:
+    """Which pictures are made; a pipeline that notes them stands in for one on a GPU."""
+
+    class NotingPipeline(Pipeline):
+        def __init__(self, other: Pipeline, error: Exception | None = None) -> None:
+            self.__dict__.update(other.__dict__)
+            self.choice = replace(other.choice, device=torch.device("meta"))
+            self.asked: list[tuple[int, ImageRequest]] = []
+            self.error = error
+
+        def generate(self, request: ImageRequest, *_: Any, **__: Any) -> ImageResult:
+            self.asked.append((self.card.steps, request))
+            if self.error:
+                raise self.error
+            return ImageResult(Image.new("RGB", (1, 1)), self.card.id, request.seed, {"text": 1.0, "decode": 2.0})
+
+    def test_every_size_comes_first_then_the_largest_request_and_one_that_is_timed(
+        self, tiny_pipeline: Pipeline
+    ) -> None:
+        pipeline = self.NotingPipeline(tiny_pipeline)
+        assert warm_up(pipeline) == 3.0
+        *sizes, (_, largest), (timed_steps, timed) = pipeline.asked
+        assert [(request.width, request.height) for _, request in sizes] == list(RESOLUTIONS.values())
+        assert [reference.size for reference in largest.references] == [(1024, 1024)] * 4
+        assert {steps for steps, _ in pipeline.asked[:-1]} == {1}
+        assert timed.prompt not in {request.prompt for _, request in pipeline.asked[:-1]}  # its features would be kept
+        assert (timed_steps, timed.width, timed.height, timed.references) == (4, 1024, 1024, ())
+
+    def test_too_little_memory_is_one_sentence(self, tiny_pipeline: Pipeline) -> None:
+        pipeline = self.NotingPipeline(tiny_pipeline, torch.OutOfMemoryError("CUDA out of memory"))
+        with pytest.raises(NotEnoughMemory, match=r"^klein-mini ran out of memory on meta .* --quantize fp8"):
+            warm_up(pipeline)
+
+    def test_other_faults_are_not_renamed(self, tiny_pipeline: Pipeline) -> None:
+        with pytest.raises(RuntimeError, match=r"^the device is lost$"):
+            warm_up(self.NotingPipeline(tiny_pipeline, RuntimeError("the device is lost")))
+
+
+def test_where_nothing_can_be_compiled_the_fix_is_said() -> None:
+    def fail(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        raise OSError("no compiler here.\nand a long story")
+
+    pipeline = tiny.tiny_pipeline()
+    pipeline.compile_blocks(fail)
+    with pytest.raises(InvalidSetting, match=r"^--compile does not work here: .*no compiler here; install "):
+        warm_up(pipeline)

@@ -9,12 +9,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openklein.contract import DEFAULT_MODEL, MINI_MODEL
+from openklein.engine import weights
 from openklein.engine.autoencoder import AutoencoderConfig
 from openklein.engine.catalog import CATALOG, KLEIN_4B
+from openklein.engine.device import DeviceChoice
 from openklein.engine.manifest import Manifest, ModelFile, write_manifest
+from openklein.engine.offload import Visitor
 from openklein.engine.types import ImageRequest
-from openklein.engine.weights import installed, load_card, load_pipeline, model_folder
-from openklein.errors import WeightsInvalid, WeightsMissing
+from openklein.engine.weights import choose_offload, empty_modules, installed, load_card, load_pipeline, model_folder
+from openklein.errors import NotEnoughMemory, WeightsInvalid, WeightsMissing
 from tests.parity import makers
 from tests.tiny import CHOICE, TINY_CARD, save_tiny_model, tiny_modules, tiny_pipeline, tiny_tokenizer
 
@@ -192,3 +195,61 @@ class TestInstalled:
         folder = model_folder(MINI_MODEL, tmp_path)
         assert folder.parts[-3:] == ("openklein", "weights", "klein_mini")
         assert model_folder(DEFAULT_MODEL, tmp_path) == tmp_path / DEFAULT_MODEL
+
+
+class TestChooseOffload:
+    """With the shapes of the 4B, and free memory as a card of so many gigabytes would have it."""
+
+    GPU = DeviceChoice(torch.device("cuda"), torch.bfloat16, "a card")
+
+    @staticmethod
+    def choose(
+        monkeypatch: pytest.MonkeyPatch, *, device_gb: float, system_gb: float = 64, choice: DeviceChoice = GPU
+    ) -> bool:
+        free = {choice.device: device_gb * 1e9}
+        monkeypatch.setattr(weights, "available_bytes", lambda device: free.get(device, system_gb * 1e9))
+        monkeypatch.setattr("openklein.engine.quantize.multiplies_fp8", lambda device: True)
+        return choose_offload(KLEIN_4B, empty_modules(KLEIN_4B, KLEIN_4B.autoencoder), choice)
+
+    @pytest.mark.parametrize(("device_gb", "is_offloaded"), [(80, False), (17.5, False), (16, True), (11.5, True)])
+    def test_the_text_encoder_makes_room_where_the_card_is_small(
+        self, monkeypatch: pytest.MonkeyPatch, device_gb: float, is_offloaded: bool
+    ) -> None:
+        assert self.choose(monkeypatch, device_gb=device_gb) is is_offloaded
+
+    @pytest.mark.parametrize(
+        ("device_gb", "system_gb", "sentence"),
+        [
+            (
+                8,
+                64,
+                r"flux2-klein-4b needs 17\.\d GB of memory on cuda in torch\.bfloat16, 11\.\d GB with its text encoder "
+                r"in system memory, and 8\.0 GB are available; free some, or choose what fits: "
+                r"--quantize fp8 \(7\.\d GB\), --model klein-mini \(0\.1 GB\)\.",
+            ),
+            (2, 64, r".* 2\.0 GB are available; free some, or choose what fits: --model klein-mini \(0\.1 GB\)\."),
+            (0.01, 64, r".* 0\.0 GB are available; free some\."),
+            (
+                12,
+                4,
+                r".* needs 17\.\d GB of memory on cuda in torch\.bfloat16, and 12\.0 GB .*: --model klein-mini",
+            ),
+        ],
+    )
+    def test_what_does_not_fit_is_said_with_what_would(
+        self, monkeypatch: pytest.MonkeyPatch, device_gb: float, system_gb: float, sentence: str
+    ) -> None:
+        with pytest.raises(NotEnoughMemory, match=f"^{sentence}"):
+            self.choose(monkeypatch, device_gb=device_gb, system_gb=system_gb)
+
+    def test_a_cpu_has_nothing_to_offload_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        choice = DeviceChoice(torch.device("cpu"), torch.bfloat16, "a CPU")
+        assert self.choose(monkeypatch, device_gb=20, choice=choice) is False
+        with pytest.raises(NotEnoughMemory, match=r"17\.\d GB of memory on cpu .* 16\.0 GB .*: --model klein-mini"):
+            self.choose(monkeypatch, device_gb=16, choice=choice)
+
+    def test_an_offloaded_model_makes_the_same_pictures(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(weights, "choose_offload", lambda *_: True)
+        loaded = load_card(TINY_CARD, folder, CHOICE)
+        assert {type(layer) for layer in loaded._text_encoder.layers} == {Visitor}
+        assert loaded.generate(REQUEST).image.tobytes() == tiny_pipeline().generate(REQUEST).image.tobytes()

@@ -76,7 +76,7 @@ def make(settings: Settings, request: ImageRequest) -> ImageResult:
             )
         print(describe_choice(settings, model_id), file=sys.stderr)
     with tqdm(desc=f"loading {model_id}", unit="step", disable=None, leave=False) as bar:
-        pipeline = load_pipeline(model_id, settings.models_dir)
+        pipeline = load_pipeline(model_id, settings.models_dir, quantization=settings.quantize)
         pipeline.check(request.prompt)
         bar.set_description("making the image")
 

@@ -54,7 +54,14 @@ def serve(settings: Settings) -> int:
     logger.info("%s", describe_choice(settings, model_id))
     choice = choose_device()
     logger.info("device: %s, %s: %s", choice.device, str(choice.dtype).removeprefix("torch."), choice.reason)
-    load = partial(load_pipeline, model_id, settings.models_dir, choice)
+    load = partial(
+        load_pipeline,
+        model_id,
+        settings.models_dir,
+        choice,
+        quantization=settings.quantize,
+        compiled=settings.compile,
+    )
     worker = Worker(load, Scheduler(settings.queue_size))
     with tracing(settings.otlp_endpoint) as observers:
         app = create_app(settings, database, worker, observers=observers)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from openklein.engine.device import DeviceChoice
 from openklein.engine.layouts import Source, locate
+from openklein.engine.quantize import quantize_rows
 from openklein.errors import WeightsInvalid, WeightsMissing
 
 FLOATS: Final = ("F32", "F16", "BF16", "F8_E4M3")
@@ -112,20 +113,30 @@ def match(module: nn.Module, tensors: Mapping[str, Stored], what: str) -> dict[s
 
 
 def fill(module: nn.Module, sources: Mapping[str, Source], tensors: Mapping[str, Stored], choice: DeviceChoice) -> None:
-    """Give `module` its parameters, floating-point ones in the chosen dtype."""
+    """Give `module` its parameters, floating-point ones in the chosen dtype, fp8 ones with their scales.
+
+    Where the file has fp8 weights too, they are taken as they are.
+    """
 
     def read(key: str) -> Tensor:
         with safe_open(tensors[key].path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(key)
         return tensor
 
-    def make(source: Source) -> Tensor:
+    wanted = module.state_dict()
+    filled: dict[str, Tensor] = {}
+    for name, source in sources.items():
         tensor = source.take(read(source.key))
-        if tensors[source.key].dtype == FP8:
-            tensor = dequantize(tensor, read(f"{source.key}_scale"), choice.dtype)
-        return tensor.to(choice.device, choice.dtype if tensor.is_floating_point() else tensor.dtype)
-
-    module.load_state_dict({name: make(source) for name, source in sources.items()}, strict=True, assign=True)
+        scale = read(f"{source.key}_scale") if tensors[source.key].dtype == FP8 else None
+        if wanted[name].dtype == torch.float8_e4m3fn:
+            tensor = tensor.to(choice.device)
+            weight, scales = quantize_rows(tensor) if scale is None else (tensor, scale.float().expand(len(tensor)))
+            filled |= {name: weight, f"{name}_scale": scales.to(choice.device).contiguous()}
+            continue
+        if scale is not None:
+            tensor = dequantize(tensor, scale, choice.dtype)
+        filled[name] = tensor.to(choice.device, choice.dtype if tensor.is_floating_point() else tensor.dtype)
+    module.load_state_dict(filled, strict=True, assign=True)
     module.requires_grad_(False).eval()
 
 

@@ -42,6 +42,17 @@ def device_memory_bytes() -> int:
     return resident
 
 
+def multiplies_fp8(device: torch.device) -> bool:
+    """Tell whether a device multiplies matrices in fp8: NVIDIA GPUs from Ada and Hopper on."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given, so that a clock tells its time; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
@@ -57,4 +68,6 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
         if fast := sorted({"amx_bf16", "avx512_bf16"} & cpu_flags()):
             return torch.bfloat16, f"this CPU has {' and '.join(fast)}"
         return torch.float32, "this CPU shows neither amx_bf16 nor avx512_bf16, without which bfloat16 is slow"
-    return torch.float32, f"float32 works for every operation on {device.type}"
+    if torch.backends.mps.is_macos_or_newer(14, 0):
+        return torch.bfloat16, "Apple GPUs have bfloat16 from macOS 14 on"
+    return torch.float32, "Apple GPUs have bfloat16 from macOS 14 on only"

@@ -1,5 +1,6 @@
 """Judge whether a model fits into memory before anything of it is loaded."""
 
+from math import ceil
 from pathlib import Path
 from typing import Final
 
@@ -7,16 +8,34 @@ import psutil
 import torch
 from torch import nn
 
+from openklein.contract import MAX_REFERENCES, RESOLUTIONS
+from openklein.engine.catalog import ModelCard
+
 LOADING_OVERHEAD: Final = 1.15  # memory that loading takes at its peak, in sizes of what is loaded
+WORKING_WIDTHS: Final = 24  # numbers in memory for each token where a block needs most, in widths of the transformer
+MAX_TEXT_TOKENS: Final = 512
 CGROUP: Final = Path("/sys/fs/cgroup")  # where a container on Linux sees its own limits
 
 
 def weight_bytes(module: nn.Module, dtype: torch.dtype) -> int:
-    """Count the bytes of a module whose floating-point tensors have this dtype."""
-    tensors = module.state_dict().values()
-    return sum(
-        tensor.numel() * (dtype.itemsize if tensor.is_floating_point() else tensor.itemsize) for tensor in tensors
-    )
+    """Count the bytes of a module whose floating-point tensors have this dtype, but for those in fp8."""
+
+    def itemsize(tensor: torch.Tensor) -> int:
+        return dtype.itemsize if tensor.is_floating_point() and tensor.itemsize > 1 else tensor.itemsize
+
+    return sum(tensor.numel() * itemsize(tensor) for tensor in module.state_dict().values())
+
+
+def working_bytes(card: ModelCard, dtype: torch.dtype) -> int:
+    """Bound the bytes, beside the weights, that the largest request takes: one with as many references as are allowed.
+
+    The transformer's tokens decide; encoding and decoding take less than they do with four references.
+    """
+    target = max(ceil(width / card.token_px) * ceil(height / card.token_px) for width, height in RESOLUTIONS.values())
+    reference = ceil(card.reference_max_area / card.token_px**2)
+    tokens = MAX_TEXT_TOKENS + target + MAX_REFERENCES * reference
+    samples = 1 if card.guidance == 1 else 2
+    return WORKING_WIDTHS * samples * tokens * card.transformer.hidden_size * dtype.itemsize
 
 
 def available_bytes(device: torch.device) -> int | float:

@@ -3,7 +3,9 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from openklein.engine.autoencoder import Autoencoder
 from openklein.engine.catalog import ModelCard
-from openklein.engine.device import DeviceChoice
+from openklein.engine.device import DeviceChoice, synchronize
 from openklein.engine.images import fit_reference, to_image, to_tensor
 from openklein.engine.mini_autoencoder import MiniAutoencoder
 from openklein.engine.prompt_cache import PromptCache
@@ -53,6 +55,14 @@ class Pipeline:
         """Raise `PromptTooLong` for a prompt that the model does not read to its end."""
         self._tokenizer.check(prompt)
 
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Have the transformer's blocks compiled when they first run: each kind once, for every size.
+
+        Numbers of tokens stay symbols, since references come in all sizes and no request is to pay for compilation.
+        """
+        for block in self._transformer.blocks:
+            block.compile(fullgraph=True, dynamic=True, backend=backend)
+
     @torch.inference_mode()
     def generate(
         self,
@@ -67,25 +77,26 @@ class Pipeline:
         """
         self.check(request.prompt)
         timings = {} if timings is None else timings
-        with stage(timings, "text"):
+        timed = partial(stage, timings, device=self.choice.device)
+        with timed("text"):
             kept = self._prompts.get(request.prompt)
             text = self._encode_prompt(request.prompt) if kept is None else kept
             self._prompts.put(request.prompt, text)
         references = text.new_zeros(1, 0, self.card.transformer.in_channels)
         reference_grids: list[Grid] = []
         if request.references:
-            with stage(timings, "references"):
+            with timed("references"):
                 references, reference_grids = self._encode_references(request.references)
-        with stage(timings, "denoise"):
+        with timed("denoise"):
             latents = self._denoise(request, text, references, reference_grids, on_step)
-        with stage(timings, "decode"):
+        with timed("decode"):
             image = self._decode(latents, request.width, request.height)
         return ImageResult(image, self.card.id, request.seed, timings, prompt_cached=kept is not None)
 
     def _encode_prompt(self, prompt: str) -> Tensor:
         """Give features (1, T, joint); with guidance those of an empty prompt are a second row."""
         ids, mask = self._tokenizer.encode([prompt] if self.card.guidance == 1 else [prompt, ""])
-        features: Tensor = self._text_encoder(ids.to(self.choice.device), mask.to(self.choice.device))
+        features: Tensor = self._text_encoder(ids, mask.to(self.choice.device))
         return features
 
     def _encode_references(self, references: Sequence[Image.Image]) -> tuple[Tensor, list[Grid]]:
@@ -113,7 +124,8 @@ class Pipeline:
     ) -> Tensor:
         height, width = (ceil(side / self.card.token_px) for side in (request.height, request.width))
         ids = torch.cat([text_ids(text.shape[1]), image_ids(height, width), reference_ids(reference_grids)])
-        rotary = self._transformer.rotary(ids.to(self.choice.device))
+        cos, sin = self._transformer.rotary(ids.to(self._float64_device))
+        rotary = cos.to(self.choice.device), sin.to(self.choice.device)
 
         def predict(tokens: Tensor, sigma: float) -> Tensor:
             # references join anew at every step and are never stepped themselves
@@ -128,6 +140,11 @@ class Pipeline:
         noise = pack(self._noise(request.seed, height, width))
         tokens = denoise(noise, sigmas(height * width, self.card.steps), predict, on_step)
         return unpack(tokens, height, width)
+
+    @property
+    def _float64_device(self) -> torch.device:
+        """Name the device for angles of positions: the model's, but for Apple's, which has no float64."""
+        return torch.device("cpu") if self.choice.device.type == "mps" else self.choice.device
 
     def _noise(self, seed: int, height: int, width: int) -> Tensor:
         """Draw noise (1, C, h, w) from seed and size alone, so that every device starts alike.
@@ -146,10 +163,12 @@ class Pipeline:
 
 
 @contextmanager
-def stage(timings: dict[str, float], name: str) -> Iterator[None]:
-    """Note the seconds that the block takes, also where it raises."""
+def stage(timings: dict[str, float], name: str, device: torch.device | None = None) -> Iterator[None]:
+    """Note the seconds that the block takes, with what it leaves to the device, also where it raises."""
     started = time.perf_counter()
     try:
         yield
+        if device:
+            synchronize(device)
     finally:
         timings[name] = time.perf_counter() - started

@@ -153,20 +153,30 @@ class TextEncoder(nn.Module):
             }
         )
 
+    @property
+    def embedding(self) -> nn.Embedding:
+        embedding = self.model["embed_tokens"]
+        assert isinstance(embedding, nn.Embedding)
+        return embedding
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers = self.model["layers"]
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Map ids (B, T) and mask (B, T), true for real tokens, to features (B, T, feature_size).
 
         Padding is never attended to, but its own features are kept: the transformer reads them all.
         """
         length = ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=ids.device).tril()
+        causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
         visible = causal & mask[:, None, None, :]  # (B, 1, T, T)
-        x = self.model["embed_tokens"](ids)
+        x = self.embedding(ids.to(self.embedding.weight.device))
         rotary = self._rotary(length, x)
         features = []
-        layers = self.model["layers"]
-        assert isinstance(layers, nn.ModuleList)
-        for number, layer in enumerate(layers, start=1):
+        for number, layer in enumerate(self.layers, start=1):
             x = layer(x, visible, rotary)
             if number in self.config.feature_layers:
                 features.append(x)

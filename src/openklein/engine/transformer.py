@@ -245,6 +245,11 @@ class FlowTransformer(nn.Module):
         self.norm_out = FinalModulation(config)
         self.proj_out = linear(hidden, config.in_channels)
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """List all blocks, double ones first."""
+        return [*self.transformer_blocks, *self.single_transformer_blocks]
+
     def rotary(self, ids: Tensor) -> Rotary:
         """Prepare the rotation for position ids (S, 4) of text and image tokens, in that order."""
         return rotary_embedding(ids, self.config.axes_dims, self.config.rope_theta)

@@ -1,18 +1,61 @@
-"""Make a small picture first, and estimate from it how long a full one takes."""
+"""Make pictures that nobody asked for first, and tell from them how long a full one takes."""
 
 import time
+from copy import copy
+from dataclasses import replace
 from itertools import pairwise
 
+import torch
+from PIL import Image
+
+from openklein.contract import MAX_REFERENCES, RESOLUTIONS
 from openklein.engine.catalog import ModelCard
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.types import ImageRequest
+from openklein.errors import InvalidSetting, NotEnoughMemory
 
 WARM_UP = ImageRequest("a red apple", width=256, height=256, seed=0)
 FULL_PX = 1024
 
 
 def warm_up(pipeline: Pipeline) -> float:
-    """Make the small picture; return the seconds that one of 1024x1024, without references, is expected to take.
+    """Return the seconds that an image of 1024x1024, without references, is expected to take from now on.
+
+    Raises NotEnoughMemory where the largest request does not fit, and InvalidSetting where nothing can be compiled.
+    """
+    try:
+        return estimate(pipeline) if pipeline.choice.device.type == "cpu" else warm_up_gpu(pipeline)
+    except torch.OutOfMemoryError as error:
+        raise NotEnoughMemory(
+            f"{pipeline.card.id} ran out of memory on {pipeline.choice.device} in the warm-up; end other programs "
+            "there, or serve with --quantize fp8 or a smaller model (--model)."
+        ) from error
+    except RuntimeError as error:
+        from torch._dynamo.exc import BackendCompilerFailed  # takes a second to import, and is seldom needed
+
+        if not isinstance(error, BackendCompilerFailed):
+            raise
+        reason = str(error.inner_exception).partition("\n")[0]
+        raise InvalidSetting(
+            f"--compile does not work here: {reason.rstrip('.')}; install a C++ compiler and, for a GPU, PyTorch's "
+            "Triton, or leave it out."
+        ) from error
+
+
+def warm_up_gpu(pipeline: Pipeline) -> float:
+    """Make a step of every size and of the largest request, for kernels and memory to be there; then time a picture."""
+    one_step = copy(pipeline)
+    one_step.card = replace(pipeline.card, steps=1)
+    for width, height in RESOLUTIONS.values():
+        one_step.generate(replace(WARM_UP, width=width, height=height))
+    full = replace(WARM_UP, width=FULL_PX, height=FULL_PX)
+    references = (Image.new("RGB", (FULL_PX, FULL_PX)),) * MAX_REFERENCES
+    one_step.generate(replace(full, references=references))
+    return sum(pipeline.generate(replace(full, prompt="a green pear")).timings.values())  # one that is not kept
+
+
+def estimate(pipeline: Pipeline) -> float:
+    """Make the small picture, and scale up what it took.
 
     Denoising is scaled by the operations of a step, decoding by the pixels; reading the prompt takes as long for any
     size. The quickest step counts, since the first pays for what is set up once.

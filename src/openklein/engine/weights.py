@@ -1,7 +1,9 @@
 """Find a model's files and load them: strictly, from safetensors alone, into the final dtype."""
 
+import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Final
@@ -15,13 +17,19 @@ from openklein.engine.catalog import CATALOG, ModelCard
 from openklein.engine.checkpoint import Stored, fill, find_files, match, read_headers
 from openklein.engine.device import DeviceChoice, choose_device
 from openklein.engine.manifest import has_its_size, read_manifest
-from openklein.engine.memory import LOADING_OVERHEAD, available_bytes, weight_bytes
+from openklein.engine.memory import LOADING_OVERHEAD, available_bytes, weight_bytes, working_bytes
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
+from openklein.engine.offload import offload
 from openklein.engine.pipeline import Pipeline
+from openklein.engine.quantize import check_quantization, quantize_blocks
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder, TextEncoderConfig
 from openklein.engine.transformer import FlowTransformer
 from openklein.errors import NotEnoughMemory, WeightsInvalid, WeightsMissing
+from openklein.settings import Quantization
 
+logger = logging.getLogger(__name__)
+
+SYSTEM: Final = torch.device("cpu")
 PARTS: Final = ("text_encoder", "transformer", "autoencoder")
 Modules = tuple[TextEncoder, FlowTransformer, Autoencoder | MiniAutoencoder]
 
@@ -41,12 +49,27 @@ def installed(model_id: str, models_dir: Path) -> bool:
     return all(any(any(folder.glob(pattern)) for pattern in patterns) for patterns in CATALOG[model_id].files.values())
 
 
-def load_pipeline(model_id: str, models_dir: Path, choice: DeviceChoice | None = None) -> Pipeline:
-    """Load a model of the catalog; raises WeightsMissing, WeightsInvalid or NotEnoughMemory, naming the fix."""
+def load_pipeline(
+    model_id: str,
+    models_dir: Path,
+    choice: DeviceChoice | None = None,
+    *,
+    quantization: Quantization = "none",
+    compiled: bool = False,
+) -> Pipeline:
+    """Load a model of the catalog; one to be compiled is so once it first runs.
+
+    Raises InvalidSetting, WeightsMissing, WeightsInvalid or NotEnoughMemory, naming the fix.
+    """
+    choice = choice or choose_device()
+    check_quantization(quantization, choice.device)
     folder = model_folder(model_id, models_dir)
     if read_manifest(folder) and not installed(model_id, models_dir):
         raise WeightsMissing(f"{folder} holds part of a download; `openklein models pull {model_id}` fetches the rest.")
-    return load_card(CATALOG[model_id], folder, choice or choose_device())
+    pipeline = load_card(CATALOG[model_id], folder, choice, quantization)
+    if compiled:
+        pipeline.compile_blocks()
+    return pipeline
 
 
 def has_files_put_by_hand(model_id: str, models_dir: Path) -> bool:
@@ -55,20 +78,24 @@ def has_files_put_by_hand(model_id: str, models_dir: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir()) and read_manifest(folder) is None
 
 
-def load_card(card: ModelCard, folder: Path, choice: DeviceChoice) -> Pipeline:
+def load_card(card: ModelCard, folder: Path, choice: DeviceChoice, quantization: Quantization = "none") -> Pipeline:
     """Load a model whose files lie in `folder` as its card says; everything is judged before anything is loaded."""
     tokenizer = load_tokenizer(card, folder)
     headers = {part: read_headers(find_files(folder, card.files[part])) for part in PARTS}
     headers["text_encoder"] = used_layers(headers["text_encoder"], card.text_encoder)
-    modules = empty_modules(card, choose_decoder(card, headers["autoencoder"]))
+    text_encoder, transformer, autoencoder = modules = empty_modules(card, choose_decoder(card, headers["autoencoder"]))
     sources = [
         match(module, headers[part], f"the {part.replace('_', ' ')} of {card.id}")
         for part, module in zip(PARTS, modules, strict=True)
     ]
-    check_memory(card, modules, choice)
+    if quantization == "fp8":
+        quantize_blocks(transformer, choice)
+    is_offloaded = choose_offload(card, modules, choice)
     for part, module, source in zip(PARTS, modules, sources, strict=True):
-        fill(module, source, headers[part], choice)
-    text_encoder, transformer, autoencoder = modules
+        stays = is_offloaded and part == "text_encoder"
+        fill(module, source, headers[part], replace(choice, device=SYSTEM) if stays else choice)
+    if is_offloaded:
+        offload(text_encoder, choice.device)
     return Pipeline(
         card, choice, tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, autoencoder=autoencoder
     )
@@ -80,22 +107,51 @@ def empty_modules(card: ModelCard, autoencoder: AutoencoderConfig | MiniAutoenco
         return TextEncoder(card.text_encoder), FlowTransformer(card.transformer), make_autoencoder(autoencoder)
 
 
-def check_memory(card: ModelCard, modules: Modules, choice: DeviceChoice) -> None:
-    """Raise NotEnoughMemory, naming what would fit, where the weights do not."""
+def choose_offload(card: ModelCard, modules: Modules, choice: DeviceChoice) -> bool:
+    """Tell whether the text encoder has to stay in system memory, since the GPU is small for the whole model.
 
-    def needed(modules: Modules) -> float:
-        return LOADING_OVERHEAD * sum(weight_bytes(module, choice.dtype) for module in modules)
-
+    Raises NotEnoughMemory, naming what would fit, where that is not enough either.
+    """
     available = available_bytes(choice.device)
-    if needed(modules) <= available:
-        return
-    others = {other.id: needed(empty_modules(other, other.autoencoder)) for other in CATALOG.values()}
-    fitting = [f"{name} ({size / 1e9:.1f} GB)" for name, size in others.items() if size <= available]
+    whole = needed_bytes(card, modules, choice.dtype)
+    if whole <= available:
+        return False
+    wanted = f"{card.id} needs {whole / 1e9:.1f} GB of memory on {choice.device} in {choice.dtype}"
+    can_offload = choice.device.type == "cuda" and weight_bytes(modules[0], choice.dtype) <= available_bytes(SYSTEM)
+    if can_offload:
+        rest = needed_bytes(card, modules, choice.dtype, is_offloaded=True)
+        wanted += f", {rest / 1e9:.1f} GB with its text encoder in system memory"
+        if rest <= available:
+            logger.info("%s, and %.1f GB are available: so it stays there", wanted, available / 1e9)
+            return True
+    sizes = alternatives(card, choice, is_offloaded=can_offload)
+    fitting = [f"{flag} ({size / 1e9:.1f} GB)" for flag, size in sizes.items() if size <= available]
     raise NotEnoughMemory(
-        f"{card.id} needs {needed(modules) / 1e9:.1f} GB of memory on {choice.device} in {choice.dtype}, and "
-        f"{available / 1e9:.1f} GB are available; free some"
-        + (f", or choose a model that fits with --model: {', '.join(fitting)}." if fitting else ".")
+        f"{wanted}, and {available / 1e9:.1f} GB are available; free some"
+        + (f", or choose what fits: {', '.join(fitting)}." if fitting else ".")
     )
+
+
+def alternatives(card: ModelCard, choice: DeviceChoice, *, is_offloaded: bool) -> dict[str, float]:
+    """Give the flags for less of a model, or for another one, and the bytes that it then needs."""
+    models = {f"--model {other.id}": other for other in CATALOG.values() if other.id != card.id}
+    sizes = {}
+    if choice.device.type == "cuda":
+        modules = empty_modules(card, card.autoencoder)
+        quantize_blocks(modules[1], choice)
+        sizes["--quantize fp8"] = needed_bytes(card, modules, choice.dtype, is_offloaded=is_offloaded)
+    for flag, other in models.items():
+        modules = empty_modules(other, other.autoencoder)
+        sizes[flag] = needed_bytes(other, modules, choice.dtype, is_offloaded=is_offloaded)
+    return sizes
+
+
+def needed_bytes(card: ModelCard, modules: Modules, dtype: torch.dtype, *, is_offloaded: bool = False) -> float:
+    """Bound what a model takes on its device: while it is loaded, or with the largest request."""
+    text_encoder, *others = modules
+    weights = sum(weight_bytes(module, dtype) for module in others)
+    weights += weight_bytes(text_encoder.layers[0] if is_offloaded else text_encoder, dtype)
+    return max(LOADING_OVERHEAD * weights, weights + working_bytes(card, dtype))
 
 
 def load_tokenizer(card: ModelCard, folder: Path) -> PromptTokenizer:
