@@ -19,7 +19,7 @@ from openklein.contract import DEFAULT_MODEL, SERVABLE_MODEL_IDS
 from openklein.errors import InvalidSetting
 
 ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
-Quantization = Literal["none", "fp8"]
+Quantization = Literal["none", "int8", "fp8"]
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -136,7 +136,9 @@ class Settings:
         DEFAULT_MODEL, to_choice(*SERVABLE_MODEL_IDS), "model to serve: " + ", ".join(SERVABLE_MODEL_IDS)
     )
     quantize: Quantization = setting(
-        "none", to_choice("none", "fp8"), "keep the transformer's large weights in 8 bits: fp8, on NVIDIA GPUs; or none"
+        "none",
+        to_choice("none", "int8", "fp8"),
+        "compute the transformer's large layers in 8 bits: int8, on CPUs, compiled; fp8, on NVIDIA GPUs; or none",
     )
     compile: bool = setting("false", to_flag, "compile the transformer for this device: a slower start, faster images")
     strict_model: bool = setting("false", to_flag, "refuse requests for a model that is not installed: no stand-in")

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from openklein.engine.catalog import KLEIN_4B
 from openklein.engine.checkpoint import fill, match, read_headers
 from openklein.engine.memory import weight_bytes
-from openklein.engine.quantize import FP8, Fp8Linear, check_quantization, quantize_blocks, quantize_rows
+from openklein.engine.pipeline import Pipeline
+from openklein.engine.quantize import FP8, Fp8Linear, Int8Linear, check_quantization, quantize_blocks, quantize_rows
 from openklein.engine.transformer import FlowTransformer
 from openklein.engine.types import ImageRequest
-from openklein.engine.weights import load_card
+from openklein.engine.weights import load_card, load_pipeline
 from openklein.errors import InvalidSetting
+from openklein.settings import Quantization
 from tests.parity.compare import relative_error
 from tests.stand_in_gpu import GPU, DevicesKeptApart, pipeline_on_gpu
 from tests.tiny import CHOICE, TINY_CARD, save_tiny_model, tiny_modules, tiny_pipeline
@@ -55,6 +57,28 @@ class TestRows:
         assert (restored - weight.float()).abs().max() <= 3e38 * STEP
         assert torch.equal(restored[0], torch.zeros(2)) and torch.equal(restored[3], torch.full((2,), 448.0))
 
+    def test_to_whole_numbers(self) -> None:
+        weight = torch.cat([random_rows(7, 256), torch.zeros(1, 256)])
+        values, scale = quantize_rows(weight, torch.int8)
+        assert (values.dtype, int(values.min()), int(values.max())) == (torch.int8, -127, 127)
+        assert ((values * scale[:, None] - weight).abs() <= scale[:, None] * 0.501).all()
+        assert torch.equal(values[7], torch.zeros(256, dtype=torch.int8))
+
+
+class TestInt8Layer:
+    def test_rounded_rows_are_multiplied_exactly(self) -> None:
+        weight, x = torch.randn(48, 64), random_rows(10, 64, seed=1).view(2, 5, 64)
+        layer = Int8Linear(64, 48)
+        layer.weight, layer.weight_scale = quantize_rows(weight, torch.int8)
+        values, scale = quantize_rows(x.flatten(0, 1), torch.int8)
+        rounded = (values.double() * scale[:, None]).view(2, 5, 64)
+        restored = layer.weight.double() * layer.weight_scale[:, None]
+        assert relative_error(layer(x), F.linear(rounded, restored)) < 1e-6
+        out = layer(x.bfloat16())
+        assert (out.shape, out.dtype) == ((2, 5, 48), torch.bfloat16)
+        for row, exact in zip(out.flatten(0, 1).float(), F.linear(x, weight).flatten(0, 1), strict=True):
+            assert relative_error(row, exact) < 0.04  # small rows too
+
 
 class TestLayer:
     def test_elsewhere_weights_are_used_in_the_dtype_of_the_input(self) -> None:
@@ -79,14 +103,15 @@ class TestLayer:
 
 
 class TestTransformer:
-    def test_the_blocks_are_quantised_and_nothing_else(self) -> None:
+    @pytest.mark.parametrize(("dtype", "kind"), [(FP8, Fp8Linear), (torch.int8, Int8Linear)], ids=str)
+    def test_the_blocks_are_quantised_and_nothing_else(self, dtype: torch.dtype, kind: type[nn.Module]) -> None:
         with torch.device("meta"):
             transformer = FlowTransformer(KLEIN_4B.transformer)
         whole = weight_bytes(transformer, torch.bfloat16)
         linear_layers = {name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
-        quantize_blocks(transformer, CHOICE)
+        quantize_blocks(transformer, CHOICE, dtype)
         kept = {name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
-        quantised = {name for name, module in transformer.named_modules() if isinstance(module, Fp8Linear)}
+        quantised = {name for name, module in transformer.named_modules() if isinstance(module, kind)}
         assert kept | quantised == linear_layers
         assert all("transformer_blocks." in name for name in quantised)
         assert kept == {
@@ -102,11 +127,12 @@ class TestTransformer:
         }
         assert weight_bytes(transformer, torch.bfloat16) / whole == pytest.approx(0.53, abs=0.02)
 
-    def test_its_pictures_stay_close(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("quantization", ["fp8", "int8"])
+    def test_its_pictures_stay_close(self, tmp_path: Path, quantization: Quantization) -> None:
         save_tiny_model(tmp_path)
         request = ImageRequest("a red apple", 1024, 1024, seed=1)
         exact = torch.tensor(list(tiny_pipeline().generate(request).image.tobytes())).float()
-        quantised = load_card(TINY_CARD, tmp_path, CHOICE, "fp8").generate(request)
+        quantised = load_card(TINY_CARD, tmp_path, CHOICE, quantization).generate(request)
         error = relative_error(torch.tensor(list(quantised.image.tobytes())).float(), exact)
         assert 0 < error < 0.1
 
@@ -156,9 +182,29 @@ class TestLoading:
         assert loaded[outside].dtype == torch.float32
         assert relative_error(loaded[outside], tensors[outside].float() * 0.01) < 1e-6
 
+    def test_int8_is_compiled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        compiled: list[Pipeline] = []
+        monkeypatch.setattr(Pipeline, "compile_blocks", compiled.append)
+        monkeypatch.setattr("openklein.engine.quantize.cpu_flags", lambda: {"avx512_vnni"})
+        pipeline = load_pipeline("klein-mini", tmp_path, CHOICE, quantization="int8")
+        assert compiled == [pipeline]
+        assert isinstance(pipeline._transformer.get_submodule("transformer_blocks.0.ff.linear_in"), Int8Linear)
+
 
 def test_fp8_is_refused_where_it_does_not_run() -> None:
     check_quantization("none", CHOICE.device)
     check_quantization("fp8", torch.device("cuda"))
     with pytest.raises(InvalidSetting, match=r"--quantize fp8 is for NVIDIA GPUs, and the model runs on cpu; leave"):
         check_quantization("fp8", CHOICE.device)
+
+
+def test_int8_is_refused_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidSetting, match=r"--quantize int8 is for CPUs, and the model runs on cuda; leave"):
+        check_quantization("int8", torch.device("cuda"))
+    for flags, is_fast in (({"avx2"}, False), ({"avx2", "avx512_vnni"}, True)):
+        monkeypatch.setattr("openklein.engine.quantize.cpu_flags", lambda flags=flags: flags)
+        if is_fast:
+            check_quantization("int8", CHOICE.device)
+        else:
+            with pytest.raises(InvalidSetting, match=r"--quantize int8 needs a CPU with one of .*avx512_vnni"):
+                check_quantization("int8", CHOICE.device)

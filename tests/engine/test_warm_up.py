@@ -109,5 +109,8 @@ def test_where_nothing_can_be_compiled_the_fix_is_said() -> None:
 
     pipeline = tiny.tiny_pipeline()
     pipeline.compile_blocks(fail)
-    with pytest.raises(InvalidSetting, match=r"^--compile does not work here: .*no compiler here; install "):
+    with pytest.raises(
+        InvalidSetting,
+        match=r"^Compiling, for --compile or --quantize int8, does not work here: .*no compiler here; install ",
+    ):
         warm_up(pipeline)

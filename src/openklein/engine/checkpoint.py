@@ -113,7 +113,7 @@ def match(module: nn.Module, tensors: Mapping[str, Stored], what: str) -> dict[s
 
 
 def fill(module: nn.Module, sources: Mapping[str, Source], tensors: Mapping[str, Stored], choice: DeviceChoice) -> None:
-    """Give `module` its parameters, floating-point ones in the chosen dtype, fp8 ones with their scales.
+    """Give `module` its parameters, floating-point ones in the chosen dtype, fp8 and int8 ones with their scales.
 
     Where the file has fp8 weights too, they are taken as they are.
     """
@@ -135,6 +135,9 @@ def fill(module: nn.Module, sources: Mapping[str, Source], tensors: Mapping[str,
             continue
         if scale is not None:
             tensor = dequantize(tensor, scale, choice.dtype)
+        if wanted[name].dtype == torch.int8:
+            filled[name], filled[f"{name}_scale"] = quantize_rows(tensor, torch.int8)
+            continue
         filled[name] = tensor.to(choice.device, choice.dtype if tensor.is_floating_point() else tensor.dtype)
     module.load_state_dict(filled, strict=True, assign=True)
     module.requires_grad_(False).eval()

@@ -37,8 +37,8 @@ def warm_up(pipeline: Pipeline) -> float:
             raise
         reason = str(error.inner_exception).partition("\n")[0]
         raise InvalidSetting(
-            f"--compile does not work here: {reason.rstrip('.')}; install a C++ compiler and, for a GPU, PyTorch's "
-            "Triton, or leave it out."
+            f"Compiling, for --compile or --quantize int8, does not work here: {reason.rstrip('.')}; install a C++ "
+            "compiler and, for a GPU, PyTorch's Triton, or leave the flag out."
         ) from error
 
 

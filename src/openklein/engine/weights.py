@@ -21,7 +21,7 @@ from openklein.engine.memory import LOADING_OVERHEAD, available_bytes, weight_by
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.offload import offload
 from openklein.engine.pipeline import Pipeline
-from openklein.engine.quantize import check_quantization, quantize_blocks
+from openklein.engine.quantize import FP8, check_quantization, quantize_blocks
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder, TextEncoderConfig
 from openklein.engine.transformer import FlowTransformer
 from openklein.errors import NotEnoughMemory, WeightsInvalid, WeightsMissing
@@ -67,7 +67,7 @@ def load_pipeline(
     if read_manifest(folder) and not installed(model_id, models_dir):
         raise WeightsMissing(f"{folder} holds part of a download; `openklein models pull {model_id}` fetches the rest.")
     pipeline = load_card(CATALOG[model_id], folder, choice, quantization)
-    if compiled:
+    if compiled or quantization == "int8":  # rounding rows and scaling products back pays only where they are fused
         pipeline.compile_blocks()
     return pipeline
 
@@ -88,8 +88,8 @@ def load_card(card: ModelCard, folder: Path, choice: DeviceChoice, quantization:
         match(module, headers[part], f"the {part.replace('_', ' ')} of {card.id}")
         for part, module in zip(PARTS, modules, strict=True)
     ]
-    if quantization == "fp8":
-        quantize_blocks(transformer, choice)
+    if quantization != "none":
+        quantize_blocks(transformer, choice, FP8 if quantization == "fp8" else torch.int8)
     is_offloaded = choose_offload(card, modules, choice)
     for part, module, source in zip(PARTS, modules, sources, strict=True):
         stays = is_offloaded and part == "text_encoder"
