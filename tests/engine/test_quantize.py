@@ -60,13 +60,15 @@ class TestRows:
     def test_to_whole_numbers(self) -> None:
         weight = torch.cat([random_rows(7, 256), torch.zeros(1, 256)])
         values, scale = quantize_rows(weight, torch.int8)
-        assert (values.dtype, int(values.min()), int(values.max())) == (torch.int8, -127, 127)
+        assert values.dtype == torch.int8
+        assert values.int().abs().amax(dim=1).tolist() == [127] * 7 + [0]
         assert ((values * scale[:, None] - weight).abs() <= scale[:, None] * 0.501).all()
         assert torch.equal(values[7], torch.zeros(256, dtype=torch.int8))
 
 
 class TestInt8Layer:
     def test_rounded_rows_are_multiplied_exactly(self) -> None:
+        torch.manual_seed(0)
         weight, x = torch.randn(48, 64), random_rows(10, 64, seed=1).view(2, 5, 64)
         layer = Int8Linear(64, 48)
         layer.weight, layer.weight_scale = quantize_rows(weight, torch.int8)
@@ -184,7 +186,7 @@ class TestLoading:
 
     def test_int8_is_compiled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         compiled: list[Pipeline] = []
-        monkeypatch.setattr(Pipeline, "compile_blocks", compiled.append)
+        monkeypatch.setattr(Pipeline, "compile_blocks", lambda self: compiled.append(self))
         monkeypatch.setattr("openklein.engine.quantize.cpu_flags", lambda: {"avx512_vnni"})
         pipeline = load_pipeline("klein-mini", tmp_path, CHOICE, quantization="int8")
         assert compiled == [pipeline]
