@@ -1,10 +1,12 @@
 """Measure one image after another through the API, as a client on this machine sees it.
 
-    python benchmarks/engine.py [--images 20] [--aspect square] [--cores 2]
+    python -m benchmarks.engine [--device cpu] [--model klein-mini] [--images 20] [--aspect square] [--cores 2]
+    python -m benchmarks.engine --device cuda [--compile] [--quantize fp8]
 
-Starts a server of its own with klein-mini, on the first `--cores` CPU cores, and prints a table: latency by stage,
-PNG encoding, peak memory, and the matrix-product ceiling of this machine beside them. The last line on stdout is one
-JSON document. Run it on a Linux machine that does nothing else.
+Starts a server of its own and prints a table: latency by stage, PNG encoding, memory, and the matrix-product ceiling of
+this machine beside them. On a CPU the model is klein-mini and the server has the first `--cores` cores; on a GPU it is
+flux2-klein-4b from the data folder, and the goal on an H100 is a p50 under 0.40 s and a p95 under 0.6 s. The last line
+on stdout is one JSON document. Run it on a Linux machine that does nothing else.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -29,35 +32,55 @@ import httpx
 import torch
 from PIL import Image
 
-from openklein.contract import MINI_MODEL, RESOLUTIONS
-from openklein.engine.device import choose_device, cpu_flags
+from openklein.contract import DEFAULT_MODEL, MINI_MODEL, RESOLUTIONS, SERVABLE_MODEL_IDS
+from openklein.engine.device import choose_device, cpu_flags, synchronize
 from openklein.engine.images import encode_png
+from openklein.engine.weights import installed
+from openklein.settings import Settings
 
 PROMPT = "a red apple on a blue background"
-START_TIMEOUT_S = 120
-MATRIX_SIZE = 2048
+START_TIMEOUT_S = 600
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 RELEVANT_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimd", "bf16")
 
 
 def main() -> None:
     arguments = parse_arguments()
-    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: arguments.cores]))  # inherited by the server
-    with running_server() as (client, process_id):
-        picture = generate(client, "landscape", seed=0)[1]
-        samples = [generate(client, arguments.aspect, seed)[0] for seed in range(arguments.images + arguments.warm_up)]
-        peak_bytes = peak_memory(process_id)
-    torch.set_num_threads(arguments.cores)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            f"--device cuda: PyTorch {torch.__version__} sees no CUDA device; docs/deploy.md says which to install"
+        )
+    if not installed(arguments.model, arguments.settings.models_dir):
+        sys.exit(
+            f"{arguments.model} is not installed in {arguments.settings.models_dir}; `openklein models pull "
+            f"{arguments.model}` downloads it, and benchmarks.random_checkpoint writes one with random weights"
+        )
+    if arguments.device == "cpu":
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: arguments.cores]))  # inherited by the server
+        torch.set_num_threads(arguments.cores)
+    with running_server(arguments) as (client, process_id):
+        picture = generate(client, arguments.model, "landscape", seed=0)[1]
+        samples = [
+            generate(client, arguments.model, arguments.aspect, seed)[0]
+            for seed in range(arguments.images + arguments.warm_up)
+        ]
+        peak_bytes, device_bytes = peak_memory(process_id), device_memory(client)
     width, height = RESOLUTIONS[arguments.aspect]
     report = {
         "benchmark": "engine",
-        "model": MINI_MODEL,
+        "model": arguments.model,
+        "quantize": arguments.quantize,
+        "compile": arguments.compile,
         "size": [width, height],
         "images": arguments.images,
-        "machine": describe_machine(arguments.cores),
+        "machine": describe_machine(arguments.device, arguments.cores),
         "latency_s": by_stage(samples[arguments.warm_up :]),
         "png_1344x768_s": summarize([timed(lambda: encode_png(picture, {"seed": "0"})) for _ in range(30)]),
         "peak_rss_mb": round(peak_bytes / 1e6),
-        "matmul_gflops": {str(dtype): round(matmul_gflops(dtype)) for dtype in (torch.bfloat16, torch.float32)},
+        "device_memory_mb": round(device_bytes / 1e6),
+        "matmul_gflops": {
+            str(dtype): round(matmul_gflops(arguments.device, dtype)) for dtype in (torch.bfloat16, torch.float32)
+        },
     }
     print_table(report)
     print(json.dumps(report))
@@ -65,16 +88,24 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs (default cpu)")
+    parser.add_argument("--model", choices=SERVABLE_MODEL_IDS, help="default klein-mini on a CPU, else the 4B")
+    parser.add_argument("--data-dir", help="data folder with models/<id> (default: the server's own)")
+    parser.add_argument("--quantize", default="none", help="as of openklein serve")
+    parser.add_argument("--compile", action="store_true", help="as of openklein serve")
     parser.add_argument("--images", type=int, default=20, help="images to time (default 20)")
     parser.add_argument("--warm-up", type=int, default=3, help="images before the first that counts (default 3)")
     parser.add_argument("--aspect", choices=RESOLUTIONS, default="square", help="aspect ratio (default square)")
     parser.add_argument("--cores", type=int, default=2, help="CPU cores for the server (default 2)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    arguments.settings = Settings.load(os.environ, {"data_dir": arguments.data_dir} if arguments.data_dir else {})
+    arguments.model = arguments.model or (MINI_MODEL if arguments.device == "cpu" else DEFAULT_MODEL)
+    return arguments
 
 
 @contextmanager
-def running_server() -> Iterator[tuple[httpx.Client, int]]:
-    """Serve klein-mini on a free port from an empty data folder, until the context ends."""
+def running_server(arguments: argparse.Namespace) -> Iterator[tuple[httpx.Client, int]]:
+    """Serve the model on a free port, with a database of its own, until the context ends."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     key = secrets.token_urlsafe(32)
@@ -84,11 +115,16 @@ def running_server() -> Iterator[tuple[httpx.Client, int]]:
             **{name: value for name, value in os.environ.items() if not name.startswith("OPENKLEIN_")},
             "PYTHONPATH": source,
             "OPENKLEIN_API_KEY": key,
-            "OPENKLEIN_DATA_DIR": folder,
-            "OPENKLEIN_MODEL": MINI_MODEL,
+            "OPENKLEIN_DATABASE_URL": f"sqlite:///{folder}/openklein.db",
+            "OPENKLEIN_DATA_DIR": folder if arguments.model == MINI_MODEL else str(arguments.settings.data_dir),
+            "OPENKLEIN_MODEL": arguments.model,
+            "OPENKLEIN_QUANTIZE": arguments.quantize,
+            "OPENKLEIN_COMPILE": str(arguments.compile).lower(),
             "OPENKLEIN_PORT": str(port),
             "OPENKLEIN_LOG_LEVEL": "warning",
         }
+        if arguments.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
         run = "import sys; from openklein.cli.main import main; sys.argv = ['openklein', 'serve']; sys.exit(main())"
         server = subprocess.Popen([sys.executable, "-c", run], env=environment, stdout=sys.stderr)
         try:
@@ -117,10 +153,11 @@ def wait_until_ready(client: httpx.Client, server: "subprocess.Popen[bytes]") ->
     sys.exit(f"the server was not ready after {START_TIMEOUT_S} s")
 
 
-def generate(client: httpx.Client, aspect: str, seed: int) -> tuple[dict[str, float], Image.Image]:
+def generate(client: httpx.Client, model: str, aspect: str, seed: int) -> tuple[dict[str, float], Image.Image]:
     """Make one image; return the seconds of each stage and of the whole, and the image."""
     started = time.perf_counter()
-    body = {"prompt": f"{PROMPT}, {seed}", "aspect_ratio": aspect, "seed": seed}  # a prompt that was not read before
+    prompt = f"{PROMPT}, {seed}"  # one that was not read before
+    body = {"model": model, "prompt": prompt, "aspect_ratio": aspect, "seed": seed}
     response = client.post("/v1/generate", json=body)
     total_s = time.perf_counter() - started
     response.raise_for_status()
@@ -134,12 +171,19 @@ def peak_memory(process_id: int) -> int:
     return 1024 * int(kibibytes)
 
 
+def device_memory(client: httpx.Client) -> int:
+    """Ask the server how many bytes its tensors take on a GPU, or the process on a CPU."""
+    (number,) = re.findall(r"^openklein_device_memory_bytes (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return int(float(number))
+
+
 def by_stage(samples: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     return {stage: summarize([sample[stage] for sample in samples]) for stage in samples[0]}
 
 
 def summarize(seconds: list[float]) -> dict[str, float]:
-    return {"median": round(statistics.median(seconds), 5), "min": round(min(seconds), 5)}
+    p95 = sorted(seconds)[ceil(0.95 * len(seconds)) - 1]
+    return {"p50": round(statistics.median(seconds), 5), "p95": round(p95, 5), "min": round(min(seconds), 5)}
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -148,15 +192,23 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def matmul_gflops(dtype: torch.dtype) -> float:
+def matmul_gflops(device: str, dtype: torch.dtype) -> float:
     """Measure the best of ten products of two square matrices."""
-    a, b = torch.randn(2, MATRIX_SIZE, MATRIX_SIZE).to(dtype)
-    return 2 * MATRIX_SIZE**3 / min(timed(lambda: a @ b) for _ in range(10)) / 1e9
+    size = MATRIX_SIZE[device]
+    a, b = torch.randn(2, size, size).to(device, dtype)
+
+    def multiply() -> None:
+        torch.matmul(a, b)
+        synchronize(a.device)
+
+    return 2 * size**3 / min(timed(multiply) for _ in range(10)) / 1e9
 
 
-def describe_machine(cores: int) -> dict[str, Any]:
-    choice = choose_device()
+def describe_machine(device: str, cores: int) -> dict[str, Any]:
+    choice = choose_device(device)
+    gpu = torch.cuda.get_device_properties(choice.device) if device == "cuda" else None
     return {
+        "gpu": gpu and f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}",
         "cores": cores,
         "cpu_flags": [flag for flag in RELEVANT_FLAGS if flag in cpu_flags()],
         "device": str(choice.device),
@@ -170,12 +222,15 @@ def describe_machine(cores: int) -> dict[str, Any]:
 
 def print_table(report: dict[str, Any]) -> None:
     machine, (width, height) = report["machine"], report["size"]
-    print(f"{report['model']}, {width}x{height}, {report['images']} images, {machine['cores']} cores")
-    print(f"{machine['device']}, {machine['dtype']} ({machine['reason']}); {' '.join(machine['cpu_flags'])}")
-    print(f"\n{'':16}{'median ms':>12}{'min ms':>12}")
+    settings = f"quantize {report['quantize']}, compile {str(report['compile']).lower()}"
+    print(f"{report['model']}, {width}x{height}, {report['images']} images, {settings}, {machine['cores']} cores")
+    print(f"{machine['gpu'] or machine['device']}, {machine['dtype']} ({machine['reason']})")
+    print(" ".join(machine["cpu_flags"]))
+    print(f"\n{'':16}{'p50 ms':>12}{'p95 ms':>12}{'min ms':>12}")
     for stage, seconds in [*report["latency_s"].items(), ("png 1344x768", report["png_1344x768_s"])]:
-        print(f"{stage:16}{1000 * seconds['median']:12.1f}{1000 * seconds['min']:12.1f}")
-    print(f"\npeak memory of the server: {report['peak_rss_mb']} MB")
+        print(f"{stage:16}" + "".join(f"{1000 * seconds[name]:12.1f}" for name in ("p50", "p95", "min")))
+    print(f"\npeak memory of the server: {report['peak_rss_mb']} MB; its tensors on a GPU, or all it has: ", end="")
+    print(f"{report['device_memory_mb']} MB")
     for dtype, gflops in report["matmul_gflops"].items():
         print(f"matrix products in {dtype.removeprefix('torch.')}: {gflops} GFLOPS at best")
 
