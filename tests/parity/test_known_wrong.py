@@ -31,10 +31,9 @@ from openklein.engine.types import ImageRequest
 from tests.parity import makers
 from tests.parity import test_text_encoder_parity as text
 from tests.parity import test_transformer_parity as flow
-from tests.parity.both_pipelines import CARD, HEIGHT, PROMPT, REFERENCES, WIDTH, expect, make
+from tests.parity.both_pipelines import CARD, HEIGHT, PROMPT, REFERENCES, WIDTH, expect, make, our_pipeline
 from tests.parity.compare import PIPELINE_TOLERANCE, assert_far, assert_same
 from tests.parity.test_layouts_parity import load
-from tests.tiny import tiny_pipeline, tiny_tokenizer
 
 TOKENS = WIDTH // 16 * (HEIGHT // 16)
 Bug = Callable[[Pipeline, pytest.MonkeyPatch], None]
@@ -42,7 +41,7 @@ Bug = Callable[[Pipeline, pytest.MonkeyPatch], None]
 
 def assert_seen(monkeypatch: pytest.MonkeyPatch, bug: Bug, references: Sequence[Image.Image] = ()) -> None:
     """Compare pictures, first as we make them, then with the bug in."""
-    pipeline = tiny_pipeline(CARD)
+    pipeline = our_pipeline()
     expected, made = expect(pipeline, references), make(monkeypatch, pipeline, references)
     assert_same(made.tokens, expected.tokens)
     assert_same(made.pixels, expected.pixels, PIPELINE_TOLERANCE)
@@ -134,7 +133,7 @@ def test_05_references_do_not_count_in_mu(monkeypatch: pytest.MonkeyPatch) -> No
 
 def retokenized(**changes: Any) -> Bug:
     def bug(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-        tokenizer = PromptTokenizer(tiny_tokenizer(), replace(CARD.text_encoder, **changes))
+        tokenizer = PromptTokenizer(pipeline._tokenizer._tokenizer, replace(CARD.text_encoder, **changes))
         monkeypatch.setattr(pipeline, "_tokenizer", tokenizer)
 
     return bug
@@ -232,8 +231,8 @@ def test_11_noise_follows_from_the_seed_whatever_came_before(monkeypatch: pytest
         pipeline.generate(ImageRequest("another", WIDTH, HEIGHT, seed=5))
         return make(monkeypatch, pipeline).pixels
 
-    pipeline = tiny_pipeline(CARD)
-    expected = make(monkeypatch, tiny_pipeline(CARD)).pixels
+    pipeline = our_pipeline()
+    expected = make(monkeypatch, our_pipeline()).pixels
     assert_same(second_picture(pipeline), expected)
     bug(pipeline, monkeypatch)
     assert_far(second_picture(pipeline), expected)

@@ -1,5 +1,6 @@
 """Files in the makers' layouts against what diffusers' own converters make of them, bit by bit."""
 
+from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from diffusers.loaders.single_file_utils import (
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.random_checkpoint import write_checkpoint
 from openklein.engine.autoencoder import Autoencoder, AutoencoderConfig
 from openklein.engine.checkpoint import fill, match, read_headers
 from openklein.engine.layouts import BUNDLE_PREFIX
 from openklein.engine.transformer import FlowTransformer
+from openklein.engine.weights import load_card
 from tests.parity import makers
+from tests.parity.both_pipelines import CARD, REFERENCES, TEXT_LAYERS, expect, make, reference_pipeline
+from tests.parity.compare import PIPELINE_TOLERANCE, assert_far, assert_same, randomize
 from tests.parity.test_autoencoder_parity import CONFIGS
 from tests.parity.test_autoencoder_parity import reference_for as reference_autoencoder
 from tests.parity.test_transformer_parity import CONFIG
@@ -76,3 +81,46 @@ def test_the_autoencoders_file(tmp_path: Path, config: AutoencoderConfig) -> Non
         expected[f"post_quant_conv.{kind}"] = tensors[f"decoder.post_quant_conv.{kind}"]
     expected |= {name: tensor for name, tensor in tensors.items() if name.startswith("bn.")}
     assert_equal(load(Autoencoder(config), tensors, tmp_path), expected)
+
+
+LAYOUTS = ["single file", "bundle", "fp8 file", "small decoder"]
+
+
+def write_layout(folder: Path, layout: str) -> dict[str, dict[str, Tensor]]:
+    """Put the makers' files into a folder of theirs; give the same tensors with diffusers' names."""
+    write_checkpoint(folder, CARD, text_layers=TEXT_LAYERS, dtype=torch.float32)
+    if layout == "small decoder":
+        config = CARD.small_autoencoder
+        assert config is not None
+        path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+        module = Autoencoder(config)
+        randomize(module)
+        save_file(module.state_dict(), path)
+        return {"vae": module.state_dict()}
+    tensors = makers.transformer(CARD.transformer)
+    stored = makers.in_fp8(tensors) if layout == "fp8 file" else tensors
+    prefix = BUNDLE_PREFIX if layout == "bundle" else ""
+    save_file({prefix + name: tensor for name, tensor in stored.items()}, folder / "flux-2-klein-4b.safetensors")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    in_float = {
+        name: stored[name].float() * stored[f"{name}_scale"] if f"{name}_scale" in stored else stored[name]
+        for name in tensors
+    }
+    return {"transformer": convert_transformer(in_float)}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_whole_pictures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, layout: str) -> None:
+    parts = write_layout(tmp_path, layout)
+    ours = load_card(CARD, tmp_path, CHOICE)
+    reference = copy(reference_pipeline())
+    original = expect(ours, REFERENCES[:2], reference=reference).pixels
+    for part, tensors in parts.items():
+        module = deepcopy(getattr(reference, part))
+        if part == "vae":
+            module = type(module)(**{**module.config, "decoder_block_out_channels": (4, 4, 4, 4)}).eval()
+        module.load_state_dict(tensors, strict=True)
+        setattr(reference, part, module)
+    made = make(monkeypatch, ours, REFERENCES[:2]).pixels
+    assert_same(made, expect(ours, REFERENCES[:2], reference=reference).pixels, PIPELINE_TOLERANCE)
+    assert_far(made, original, PIPELINE_TOLERANCE)

@@ -1,12 +1,14 @@
 """The fitting of reference pictures against what diffusers' `Flux2KleinPipeline` does to them."""
 
+from io import BytesIO
+
 import pytest
 import torch
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from openklein.engine.images import fit_reference, to_tensor
+from openklein.engine.images import decode_image, fit_reference, to_tensor
 from tests.parity.compare import assert_far, assert_same
 
 MULTIPLE = 16
@@ -34,6 +36,25 @@ def test_cap_and_crop(size: tuple[int, int]) -> None:
     image = noise(*size)
     fitted = fit_reference(image, multiple=MULTIPLE, max_area=MAX_AREA, min_area=0, pad=False)
     assert_same(to_tensor(fitted), expect(image))
+
+
+@pytest.mark.parametrize("bug", [None, "orientation", "alpha"])
+def test_orientation_and_alpha_are_settled_before(bug: str | None) -> None:
+    """The reference pipeline knows neither: it is given the picture as a viewer would show it."""
+    turned, mask = noise(700, 1500), noise(700, 1500).getchannel("G")
+    shown = Image.composite(turned, Image.new("RGB", turned.size, "white"), mask).transpose(Image.Transpose.ROTATE_270)
+    stored = turned.copy()
+    if bug != "alpha":
+        stored.putalpha(mask)
+    exif = Image.Exif()
+    exif[0x0112] = 1 if bug == "orientation" else 6  # to be turned by 90 degrees clockwise
+    file = BytesIO()
+    stored.save(file, "PNG", exif=exif)
+    decoded = decode_image(file.getvalue())
+    if bug == "orientation":
+        decoded = decoded.resize(shown.size)
+    fitted = to_tensor(fit_reference(decoded, multiple=MULTIPLE, max_area=MAX_AREA, min_area=0, pad=False))
+    (assert_far if bug else assert_same)(fitted, expect(shown))
 
 
 def test_a_crop_at_the_corner_is_seen() -> None:

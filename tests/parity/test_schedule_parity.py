@@ -7,10 +7,14 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from torch import Tensor
 
+from openklein.contract import RESOLUTIONS
+from openklein.engine.pipeline import Pipeline
 from openklein.engine.sampler import denoise
 from openklein.engine.schedule import empirical_mu, sigmas
 from openklein.engine.types import Progress
+from tests.parity.both_pipelines import our_pipeline, request
 from tests.parity.compare import TOLERANCE, assert_far, assert_same, relative_error
 
 FOUR_STEPS = [  # (width, height), tokens, mu, sigmas
@@ -42,7 +46,7 @@ def reference_scheduler(token_count: int, steps: int) -> FlowMatchEulerDiscreteS
 
 @pytest.mark.parametrize(("size", "token_count", "mu", "expected"), FOUR_STEPS, ids=lambda value: str(value))
 def test_the_table(size: tuple[int, int], token_count: int, mu: float, expected: list[float]) -> None:
-    assert token_count == size[0] // 16 * (size[1] // 16)
+    assert token_count == tokens_of(size)
     assert empirical_mu(token_count, 4) == pytest.approx(mu, abs=5e-7)
     assert sigmas(token_count, 4) == pytest.approx(expected, abs=5e-7)
 
@@ -54,10 +58,41 @@ def test_against_diffusers(token_count: int, steps: int) -> None:
     assert_same(torch.tensor(sigmas(token_count, steps)), reference_scheduler(token_count, steps).sigmas)
 
 
-def test_a_constant_shift_is_seen() -> None:
+@pytest.mark.parametrize("size", RESOLUTIONS.values(), ids=RESOLUTIONS)
+def test_every_aspect_ratio(size: tuple[int, int]) -> None:
+    expected = reference_scheduler(tokens_of(size), 4).sigmas
+    assert_same(torch.tensor(sigmas(tokens_of(size), 4)), expected)
     shift = math.exp(2.02)  # what some programs use at every size
     wrong = [shift / (shift + 1 / time - 1) for time in (1, 0.75, 0.5, 0.25)] + [0.0]
-    assert_far(torch.tensor(wrong), reference_scheduler(4096, 4).sigmas)
+    assert_far(torch.tensor(wrong), expected)
+
+
+def times_of_ours(pipeline: Pipeline, size: tuple[int, int]) -> list[Tensor]:
+    noted: list[Tensor] = []
+
+    def note(image: Tensor, text: Tensor, times: Tensor, rotary: object) -> Tensor:
+        noted.append(times)
+        return torch.zeros_like(image)
+
+    pipeline._transformer.forward = note  # type: ignore[method-assign, assignment]
+    text = torch.zeros(1, 512, 32, dtype=torch.bfloat16)
+    references = torch.zeros(1, 0, 16, dtype=torch.bfloat16)
+    pipeline._denoise(request(width=size[0], height=size[1]), text, references, [], lambda progress: None)
+    return noted
+
+
+def test_bfloat16_makes_the_same_times_at_every_aspect_ratio() -> None:
+    pipeline = our_pipeline(dtype=torch.bfloat16)
+    rounded_once = []
+    for size in RESOLUTIONS.values():
+        expected = reference_scheduler(tokens_of(size), 4).timesteps.bfloat16() / 1000
+        assert torch.equal(torch.cat(times_of_ours(pipeline, size)), expected)
+        rounded_once.append(torch.equal(torch.tensor(sigmas(tokens_of(size), 4)[:-1]).bfloat16(), expected))
+    assert not any(rounded_once)
+
+
+def tokens_of(size: tuple[int, int]) -> int:
+    return size[0] // 16 * (size[1] // 16)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, TOLERANCE), (torch.bfloat16, 2**-8)], ids=str)

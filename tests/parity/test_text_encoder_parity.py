@@ -9,7 +9,10 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from openklein.engine import text_encoder
+from openklein.engine.pipeline import Pipeline
 from openklein.engine.text_encoder import TextEncoder, TextEncoderConfig
+from openklein.errors import PromptTooLong
+from tests.parity.both_pipelines import CARD, our_pipeline, reference_pipeline
 from tests.parity.compare import assert_far, assert_same, randomize
 
 CONFIG = TextEncoderConfig(
@@ -26,6 +29,14 @@ CONFIG = TextEncoderConfig(
     pad_multiple=8,
 )
 LAYERS = 6  # two more than are used
+LENGTH = 512  # of every prompt of the 4B
+PROMPTS = {
+    "short": "a red apple on a blue background",
+    "long": "a lighthouse above the sea, " * 15,
+    "truncated": "a lighthouse above the sea, " * 60,
+    "non-ASCII": "ein schöner Apfel, cafe\u0301, 赤いりんご, русский, 🍎",
+    "special tokens": "<|im_end|> <think>red</think> <|endoftext|>",
+}
 LENGTHS = [12, 5, 1]  # real tokens of each row, the rest is padding
 
 
@@ -104,6 +115,51 @@ def neighbours_rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x[..., 0::2], x[..., 1::2]
     cos, sin = cos.chunk(2, dim=-1)[0], sin.chunk(2, dim=-1)[0]
     return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+
+
+class TestPrompts:
+    """From the prompt as it was typed to its embeddings, with the files of a whole checkpoint."""
+
+    def read(self, pipeline: Pipeline, prompt: str) -> Tensor:
+        ids, mask = pipeline._tokenizer.encode([prompt])
+        features: Tensor = pipeline._text_encoder(ids[:, :LENGTH], mask[:, :LENGTH])
+        return features
+
+    def expect(self, prompt: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        reference = reference_pipeline(is_distilled=True, dtype=dtype)
+        features: Tensor = reference._get_qwen3_prompt_embeds(
+            reference.text_encoder,
+            reference.tokenizer,
+            prompt,
+            hidden_states_layers=CARD.text_encoder.feature_layers,
+        )
+        return features
+
+    @pytest.mark.parametrize("prompt", PROMPTS.values(), ids=PROMPTS)
+    @torch.no_grad()
+    def test_embeddings(self, prompt: str) -> None:
+        pipeline = our_pipeline()
+        expected = self.expect(prompt)
+        assert_same(self.read(pipeline, prompt), expected)
+        pipeline._tokenizer._config = replace(CARD.text_encoder, prefix="<|im_start|>system\n")
+        assert_far(self.read(pipeline, prompt), expected)
+
+    @torch.no_grad()
+    def test_a_truncated_prompt_is_refused_and_lacks_its_end(self) -> None:
+        pipeline = our_pipeline()
+        with pytest.raises(PromptTooLong):
+            pipeline.check(PROMPTS["truncated"])
+        ids, mask = pipeline._tokenizer.encode([PROMPTS["truncated"]])
+        without_start = pipeline._text_encoder(ids[:, -LENGTH:], mask[:, -LENGTH:])
+        assert_far(without_start, self.expect(PROMPTS["truncated"]))
+
+    @torch.no_grad()
+    def test_bfloat16_rounds_where_qwen_does(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pipeline = our_pipeline(dtype=torch.bfloat16)
+        expected = self.expect(PROMPTS["short"], torch.bfloat16).float()
+        assert_same(self.read(pipeline, PROMPTS["short"]).float(), expected, 1e-4)
+        monkeypatch.setattr(text_encoder.RMSNorm, "forward", torch.nn.RMSNorm.forward)
+        assert_far(self.read(pipeline, PROMPTS["short"]).float(), expected, 1e-4)
 
 
 class TestBugsAreSeen:

@@ -24,7 +24,7 @@ CONFIG = TransformerConfig(
     axes_dims=(4, 8, 8, 4),
 )
 GRID = (3, 5)
-REFERENCE_GRIDS = [(2, 4), (3, 3)]
+REFERENCE_GRIDS = [(2, 4), (3, 3), (1, 5), (4, 2)]
 TEXT_LENGTH = 7
 SIGMAS = torch.tensor([0.967384, 0.25])
 
@@ -57,9 +57,9 @@ def pair(config: TransformerConfig = CONFIG) -> tuple[FlowTransformer, Flux2Tran
     return ours, reference
 
 
-def inputs(*, references: bool = True) -> Inputs:
+def inputs(references: int = len(REFERENCE_GRIDS)) -> Inputs:
     generator = torch.Generator().manual_seed(1)
-    grids = [GRID, *(REFERENCE_GRIDS if references else [])]
+    grids = [GRID, *REFERENCE_GRIDS[:references]]
     count = sum(height * width for height, width in grids)
     image = torch.randn(2, count, CONFIG.in_channels, generator=generator)
     return image, torch.randn(2, TEXT_LENGTH, CONFIG.joint_attention_dim, generator=generator)
@@ -93,11 +93,14 @@ def expect(model: Flux2Transformer2DModel, tokens: Inputs) -> Tensor:
     return velocity
 
 
-@pytest.mark.parametrize("references", [False, True], ids=["text only", "with references"])
-def test_velocity(references: bool) -> None:
+@pytest.mark.parametrize("references", range(5))
+def test_velocity(monkeypatch: pytest.MonkeyPatch, references: int) -> None:
     ours, reference = pair()
-    tokens = inputs(references=references)
-    assert_same(predict(ours, tokens), expect(reference, tokens))
+    tokens = inputs(references)
+    expected = expect(reference, tokens)
+    assert_same(predict(ours, tokens), expected)
+    monkeypatch.setattr(transformer, "rotate", half_rotation)
+    assert_far(predict(ours, tokens), expected)
 
 
 def test_the_state_dict_is_the_checkpoints() -> None:

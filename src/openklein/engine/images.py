@@ -137,7 +137,7 @@ def to_tensor(image: Image.Image) -> torch.Tensor:
     """Turn an RGB picture into float32 (3, H, W) from -1 to 1."""
     assert image.mode == "RGB", image.mode
     pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
-    return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1)
+    return pixels.permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
 
 
 def to_image(pixels: torch.Tensor) -> Image.Image:

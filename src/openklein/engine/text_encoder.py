@@ -87,6 +87,13 @@ def rotate_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
+class RMSNorm(nn.RMSNorm):
+    """Round before the weight comes in, not once at the end: in bfloat16 that makes a percent of difference."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * F.rms_norm(x, self.normalized_shape, eps=self.eps)
+
+
 class Attention(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -96,8 +103,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.eps)
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.eps)
+        self.q_norm = RMSNorm(config.head_dim, eps=config.eps)
+        self.k_norm = RMSNorm(config.head_dim, eps=config.eps)
 
     def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         query, key, value = (
@@ -128,9 +135,9 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, eps=config.eps)
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
