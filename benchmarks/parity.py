@@ -60,7 +60,7 @@ def main() -> None:
         "benchmark": "parity",
         "date": datetime.now(UTC).date().isoformat(),
         "checkpoint": "random weights at the 4B's shapes",
-        "machine": describe_machine(torch.get_num_threads()),
+        "machine": describe_machine("cpu", torch.get_num_threads()),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "rows": rows,
     }

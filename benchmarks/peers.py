@@ -1,0 +1,183 @@
+"""Time the stages of the 4B beside its peers in one sitting, on one checkpoint with random weights.
+
+    python -m benchmarks.random_checkpoint CHECKPOINT
+    python -m benchmarks.peers CHECKPOINT [--stages step-512 text] [--rounds 2]
+
+Contenders take turns, each in a process of its own that loads nothing but the part it needs, once every round; the
+first run in a process is not counted. Ratios are of the best times, with diffusers (or transformers) in bfloat16 as 1.
+The last line on stdout is one JSON document. It takes 12 GB of memory. Linux only. stable-diffusion.cpp and
+implementations in C are not among the contenders yet.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from torch import Tensor, nn
+from transformers import Qwen3ForCausalLM
+
+from benchmarks.engine import describe_machine
+from benchmarks.loading import reset_peak, status
+from openklein.engine.catalog import KLEIN_4B
+from openklein.engine.checkpoint import fill, find_files, match, read_headers
+from openklein.engine.device import DeviceChoice
+from openklein.engine.quantize import quantize_blocks
+from openklein.engine.text_encoder import TextEncoder
+from openklein.engine.tokens import image_ids, text_ids
+from openklein.engine.transformer import FlowTransformer
+from openklein.engine.weights import empty_modules, used_layers
+
+TEXT_TOKENS = 512
+CHOICE = DeviceChoice(torch.device("cpu"), torch.bfloat16, "asked for")
+STEP: Final = ("diffusers", "openklein", "diffusers compiled", "openklein int8")
+STAGES: Final = {  # stage: its contenders, the first of which is 1; runs that count in each process
+    "step-512": (STEP, 2),
+    "step-1024": (STEP, 1),
+    "text": (("transformers", "openklein"), 2),
+    "decode-1024": (("diffusers", "openklein"), 2),
+}
+Run = Callable[[], object]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, help="the 4B in diffusers' layout")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--measure", nargs=2, metavar=("STAGE", "CONTENDER"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.checkpoint, *arguments.measure)))
+        return
+    rows = [row for stage in arguments.stages for row in compare(arguments.checkpoint, stage, arguments.rounds)]
+    report = {
+        "benchmark": "peers",
+        "date": datetime.now(UTC).date().isoformat(),
+        "checkpoint": "random weights at the 4B's shapes",
+        "machine": describe_machine("cpu", torch.get_num_threads()),
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
+        "rows": rows,
+    }
+    print(json.dumps(report))
+
+
+def compare(checkpoint: Path, stage: str, rounds: int) -> list[dict[str, Any]]:
+    """Have the contenders of a stage take turns; print and return a row for each."""
+    contenders, _ = STAGES[stage]
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    peaks: dict[str, int] = {}
+    for _ in range(rounds):
+        for name in contenders:
+            command = [sys.executable, "-m", "benchmarks.peers", str(checkpoint), "--measure", stage, name]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            result = json.loads(output.splitlines()[-1])
+            seconds[name] += result["seconds"]
+            peaks[name] = max(peaks.get(name, 0), result["peak_mb"])
+            print(f"{stage:<12} {name:<20} {min(result['seconds']):8.2f} s {result['peak_mb']:>7} MB", flush=True)
+    base = min(seconds[contenders[0]])
+    return [
+        {
+            "stage": stage,
+            "contender": name,
+            "seconds": [round(second, 3) for second in seconds[name]],
+            "times_as_fast": round(base / min(seconds[name]), 3),
+            "peak_mb_over_loaded": peaks[name],
+        }
+        for name in contenders
+    ]
+
+
+@torch.inference_mode()
+def measure(checkpoint: Path, stage: str, contender: str) -> dict[str, Any]:
+    """Load one part, run it once to warm up, then as often as counts; the peak is over what was loaded."""
+    torch.manual_seed(0)
+    make = {"text": make_text, "decode-1024": make_decode}.get(stage)
+    run = make(checkpoint, contender) if make else make_step(checkpoint, contender, int(stage.removeprefix("step-")))
+    run()
+    reset_peak()
+    loaded, seconds = status("VmRSS"), []
+    for _ in range(STAGES[stage][1]):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return {"seconds": seconds, "peak_mb": round((status("VmHWM") - loaded) / 1e6)}
+
+
+def load_part(checkpoint: Path, part: str, *, quantized: bool = False) -> nn.Module:
+    """Load one of our modules as the server would, and without the others."""
+    modules = dict(
+        zip(("text_encoder", "transformer", "autoencoder"), empty_modules(KLEIN_4B, KLEIN_4B.autoencoder), strict=True)
+    )
+    module, headers = modules[part], read_headers(find_files(checkpoint, KLEIN_4B.files[part]))
+    if isinstance(module, TextEncoder):
+        headers = used_layers(headers, KLEIN_4B.text_encoder)
+    source = match(module, headers, part)
+    if isinstance(module, FlowTransformer) and quantized:
+        quantize_blocks(module, CHOICE, torch.int8)
+    fill(module, source, headers, CHOICE)
+    return module.eval()
+
+
+def make_step(checkpoint: Path, contender: str, side_px: int) -> Run:
+    """Prepare one denoise step from a prompt, without references."""
+    side = side_px // KLEIN_4B.token_px
+    image = torch.randn(1, side * side, KLEIN_4B.transformer.in_channels).bfloat16()
+    text = torch.randn(1, TEXT_TOKENS, KLEIN_4B.transformer.joint_attention_dim).bfloat16()
+    time_of_step = torch.full((1,), 0.75, dtype=torch.bfloat16)
+    if contender.startswith("openklein"):
+        ours = load_part(checkpoint, "transformer", quantized=contender.endswith("int8"))
+        assert isinstance(ours, FlowTransformer)
+        if contender.endswith("int8"):
+            for block in ours.blocks:
+                block.compile(fullgraph=True, dynamic=True)
+        rotary = ours.rotary(torch.cat([text_ids(TEXT_TOKENS), image_ids(side, side)]))
+        return lambda: ours(image, text, time_of_step, rotary)
+    theirs = Flux2Transformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.bfloat16)
+    if contender.endswith("compiled"):
+        for block in (*theirs.transformer_blocks, *theirs.single_transformer_blocks):
+            block.compile(dynamic=False)
+    return lambda: theirs(
+        hidden_states=image,
+        encoder_hidden_states=text,
+        timestep=time_of_step,
+        img_ids=image_ids(side, side)[None],
+        txt_ids=text_ids(TEXT_TOKENS)[None],
+        return_dict=False,
+    )
+
+
+def make_text(checkpoint: Path, contender: str) -> Run:
+    """Prepare one prompt of 64 tokens, padded as the pipelines do."""
+    ids = torch.randint(1000, (1, TEXT_TOKENS))
+    mask = (torch.arange(TEXT_TOKENS) < 64).long()[None]
+    if contender == "openklein":
+        ours = load_part(checkpoint, "text_encoder")
+        return lambda: ours(ids, mask)
+    theirs = Qwen3ForCausalLM.from_pretrained(checkpoint / "text_encoder", dtype=torch.bfloat16)
+    return lambda: theirs(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+
+
+def make_decode(checkpoint: Path, contender: str) -> Run:
+    """Prepare the decoding of one 1024 x 1024 picture in channels_last."""
+    latents: Tensor
+    if contender == "openklein":
+        ours: Any = load_part(checkpoint, "autoencoder").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        latents = torch.randn(1, KLEIN_4B.transformer.in_channels, 64, 64).bfloat16()
+        return lambda: ours.decode(latents)
+    theirs = AutoencoderKLFlux2.from_pretrained(checkpoint / "vae", torch_dtype=torch.bfloat16)
+    theirs.to(memory_format=torch.channels_last)
+    latents = torch.randn(1, KLEIN_4B.transformer.in_channels // 4, 128, 128).bfloat16()
+    return lambda: theirs.decode(latents.to(memory_format=torch.channels_last), return_dict=False)
+
+
+if __name__ == "__main__":
+    main()
