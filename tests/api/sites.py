@@ -46,9 +46,11 @@ class GatedPipeline:
     def __post_init__(self) -> None:
         self.gate.set()
         self.card = self.inner.card
+        self.choice = self.inner.choice
         self.check = self.inner.check
 
     card: Any = field(init=False)
+    choice: Any = field(init=False)
     check: Callable[[str], None] = field(init=False)
 
     def generate(
