@@ -35,6 +35,7 @@ from openklein.api.app import create_app
 from openklein.api.connections import server_config
 from openklein.cli.store import open_database
 from openklein.engine.catalog import KLEIN_MINI
+from openklein.engine.device import choose_device
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.scheduler import Scheduler
 from openklein.engine.types import ImageRequest, ImageResult, Progress
@@ -53,6 +54,7 @@ class StandIn:
 
     def __init__(self, engine_s: float) -> None:
         self.card = KLEIN_MINI
+        self.choice = choose_device("cpu")
         self._engine_s = engine_s
         rows, columns = np.mgrid[0:1024, 0:1024]
         pixels = np.stack([rows // 4, columns // 4, (rows ^ columns) // 4], axis=2).astype(np.uint8)
