@@ -156,9 +156,10 @@ def compare_bfloat16(work: Path) -> list[dict[str, Any]]:
     ours, theirs = (load_file(result_path(work, side, "pictures", "bfloat16")) for side in ("ours", "reference"))
     expected, name = theirs["text-to-image pixels"], "text-to-image, 1024, bf16"
     bug = psnr(ours["bug pixels"], expected)
+    matched = psnr(ours["matched pixels"], expected)
     return [
-        row(name, "final picture, PSNR in dB", psnr(ours["text-to-image pixels"], expected), bug, PSNR),
-        row(name, "and with their memory layout", psnr(ours["same layout pixels"], expected), bug, PSNR),
+        row(name, "picture, casts matched, PSNR in dB", matched, bug, PSNR),
+        row(name, "picture as served, PSNR in dB", psnr(ours["text-to-image pixels"], expected), bug, PSNR),
     ]
 
 

@@ -3,15 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKLFlux2, FlowMatchEulerDiscreteScheduler, Flux2KleinPipeline, Flux2Transformer2DModel
 from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
+from openklein.engine import transformer as transformer_module
 from openklein.engine.autoencoder import Autoencoder
 from openklein.engine.catalog import KLEIN_4B
 from openklein.engine.checkpoint import fill, find_files, match, read_headers
@@ -178,10 +181,17 @@ def our_pictures(checkpoint: Path, dtype: torch.dtype, text: Tensor, theirs: Ten
         given = unpack(theirs[f"{workflow} latents"], grid, grid)
         made[f"{workflow} decoded"] = autoencoder.decode(given)[0]
     add_bugs(pipeline, text, made, given, grids, size)
-    if dtype == torch.bfloat16:  # sums are made, and rounded, in the order of the memory's layout
+    if dtype == torch.bfloat16:  # once more, with all that rounds in another order as theirs
         autoencoder.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        made["same layout pixels"] = autoencoder.decode(latents)[0]
+        with patch.object(transformer_module, "attention", pytorch_attention):
+            latents = pipeline._denoise(request, text, tokens, grids, ignore_progress)
+        made["matched pixels"] = autoencoder.decode(latents)[0]
     return made
+
+
+def pytorch_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 def add_bugs(

@@ -86,9 +86,13 @@ class ExactSteps(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         return (latents.to(velocity.dtype),)
 
 
-@cache
 def reference_pipeline(*, is_distilled: bool = True, dtype: torch.dtype = torch.float32) -> Flux2KleinPipeline:
-    """Let diffusers and transformers load the same."""
+    """Let diffusers and transformers load the same, once."""
+    return load_reference(is_distilled, dtype)
+
+
+@cache
+def load_reference(is_distilled: bool, dtype: torch.dtype) -> Flux2KleinPipeline:
     card = CARD if is_distilled else replace(CARD, guidance=4.0)
     with TemporaryDirectory() as folder:
         write_checkpoint(Path(folder), card, text_layers=TEXT_LAYERS, dtype=dtype)

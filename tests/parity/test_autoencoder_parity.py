@@ -10,7 +10,7 @@ from openklein.engine import autoencoder
 from openklein.engine.autoencoder import Autoencoder, AutoencoderConfig
 from openklein.engine.images import to_image, to_tensor
 from tests.parity.both_pipelines import our_pipeline, reference_pipeline
-from tests.parity.compare import TOLERANCE, assert_far, assert_same, randomize, relative_error
+from tests.parity.compare import assert_far, assert_same, randomize
 
 CONFIGS = {
     "three levels": AutoencoderConfig(block_out_channels=(8, 16, 24), latent_channels=4, norm_num_groups=4),
@@ -85,8 +85,8 @@ def test_encode_and_decode(config: AutoencoderConfig) -> None:
 
 @pytest.mark.parametrize("size", RESOLUTIONS.values(), ids=RESOLUTIONS)
 def test_every_output_size(size: tuple[int, int]) -> None:
-    """In the memory layout that the pipeline gives it: another is less exact in large pictures."""
-    ours, reference = our_pipeline()._autoencoder, reference_pipeline(is_distilled=True, dtype=torch.float32).vae
+    """In the memory layout that the pipeline gives it: channels last are less exact in large pictures."""
+    ours, reference = our_pipeline()._autoencoder, reference_pipeline().vae
     width, height = size
     generator = torch.Generator().manual_seed(3)
     latents = torch.randn(1, 16, height // 16, width // 16, generator=generator)
@@ -96,16 +96,6 @@ def test_every_output_size(size: tuple[int, int]) -> None:
         assert_same(ours.decode(latents), expected)
         image = to_tensor(to_image(expected[0]))[None]
         assert_same(ours.encode(image), reference_encode(reference, image))
-
-
-def test_channels_last_would_be_seen() -> None:
-    pipeline, (width, height) = our_pipeline(), RESOLUTIONS["square"]
-    image = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(4)) * 2 - 1
-    ours = pipeline._autoencoder
-    with torch.no_grad():
-        exact = ours.encode(image)
-        ours.to(memory_format=torch.channels_last)
-        assert relative_error(ours.encode(image), exact) > TOLERANCE
 
 
 def test_the_state_dict_is_the_checkpoints() -> None:

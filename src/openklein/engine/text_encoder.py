@@ -192,7 +192,7 @@ class TextEncoder(nn.Module):
     def _rotary(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         dim = self.config.head_dim
         exponent = torch.arange(0, dim, 2, dtype=torch.float32, device=like.device) / dim
-        omega = self.config.rope_theta**-exponent
+        omega = 1 / self.config.rope_theta**exponent  # in this order: 1 ulp less of difference to Qwen3
         angle = torch.arange(length, dtype=torch.float32, device=like.device)[:, None] * omega
         angle = torch.cat([angle, angle], dim=-1)
         return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
