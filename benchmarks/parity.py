@@ -16,8 +16,6 @@ import math
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,8 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.engine import describe_machine
 from benchmarks.parity_sides import CARD, PROMPTS, RUNS, our_pictures, our_text, reference_pictures, reference_text
+from benchmarks.report import comparison_report
 from openklein.contract import RESOLUTIONS
 from openklein.engine.schedule import sigmas
 
@@ -56,15 +54,7 @@ def main() -> None:
     rows = [*compare_schedule(), *compare_float32(arguments.work), *compare_bfloat16(arguments.work)]
     for row in rows:
         print(f"{row['run']:<28} {row['stage']:<34} {row['measured']:>10.3g} {row['bound']:>9g} {row['bug']:>10.3g}")
-    report = {
-        "benchmark": "parity",
-        "date": datetime.now(UTC).date().isoformat(),
-        "checkpoint": "random weights at the 4B's shapes",
-        "machine": describe_machine("cpu", torch.get_num_threads()),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "rows": rows,
-    }
-    print(json.dumps(report))
+    print(json.dumps(comparison_report("parity", rows)))
 
 
 def result_path(work: Path, side: str, stage: str, dtype: str) -> Path:

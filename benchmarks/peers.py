@@ -15,8 +15,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +23,8 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
-from benchmarks.engine import describe_machine
 from benchmarks.loading import reset_peak, status
+from benchmarks.report import comparison_report
 from openklein.engine.catalog import KLEIN_4B
 from openklein.engine.checkpoint import fill, find_files, match, read_headers
 from openklein.engine.device import DeviceChoice
@@ -59,15 +57,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.checkpoint, *arguments.measure)))
         return
     rows = [row for stage in arguments.stages for row in compare(arguments.checkpoint, stage, arguments.rounds)]
-    report = {
-        "benchmark": "peers",
-        "date": datetime.now(UTC).date().isoformat(),
-        "checkpoint": "random weights at the 4B's shapes",
-        "machine": describe_machine("cpu", torch.get_num_threads()),
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "rows": rows,
-    }
-    print(json.dumps(report))
+    print(json.dumps(comparison_report("peers", rows)))
 
 
 def compare(checkpoint: Path, stage: str, rounds: int) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer
@@ -30,7 +30,8 @@ from torch import Tensor
 from openklein.contract import MINI_MODEL
 from openklein.engine.autoencoder import AutoencoderConfig
 from openklein.engine.catalog import KLEIN_4B, ModelCard
-from openklein.engine.text_encoder import TextEncoder
+from openklein.engine.text_encoder import TextEncoder, TextEncoderConfig
+from openklein.engine.transformer import TransformerConfig
 from openklein.engine.weights import empty_modules, model_folder
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -64,6 +65,17 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
     "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+SCHEDULER: Final = {
+    "_class_name": "FlowMatchEulerDiscreteScheduler",
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+    "time_shift_type": "exponential",
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+}
 
 
 def main() -> None:
@@ -187,97 +199,111 @@ def configurations(
     card: ModelCard, autoencoder: AutoencoderConfig, text_layers: int, dtype: torch.dtype
 ) -> dict[str, dict[str, Any]]:
     """Give the folder's JSON files as the reference libraries read them."""
-    text, flow = card.text_encoder, card.transformer
+    return {
+        "model_index.json": index_configuration(card),
+        "scheduler/scheduler_config.json": SCHEDULER,
+        "text_encoder/config.json": text_configuration(card.text_encoder, text_layers, dtype),
+        "tokenizer/tokenizer_config.json": tokenizer_configuration(card.text_encoder),
+        "transformer/config.json": transformer_configuration(card.transformer),
+        "vae/config.json": autoencoder_configuration(autoencoder),
+    }
+
+
+def index_configuration(card: ModelCard) -> dict[str, Any]:
+    """Say which library and class reads each part."""
+    return {
+        "_class_name": "Flux2KleinPipeline",
+        "_diffusers_version": "0.37.0",
+        "is_distilled": card.guidance == 1,
+        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+        "text_encoder": ["transformers", "Qwen3ForCausalLM"],
+        "tokenizer": ["transformers", "Qwen2TokenizerFast"],
+        "transformer": ["diffusers", "Flux2Transformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKLFlux2"],
+    }
+
+
+def text_configuration(text: TextEncoderConfig, layers: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Describe Qwen3 with all its layers."""
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "dtype": str(dtype).removeprefix("torch."),
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": layers,
+        "num_attention_heads": text.num_heads,
+        "num_key_value_heads": text.num_kv_heads,
+        "head_dim": text.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": 40960,
+        "max_window_layers": layers,
+        "rms_norm_eps": text.eps,
+        "rope_theta": text.rope_theta,
+        "attention_bias": False,
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+    }
+
+
+def tokenizer_configuration(text: TextEncoderConfig) -> dict[str, Any]:
+    """Describe the tokenizer, chat template included."""
+    return {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "add_prefix_space": False,
+        "bos_token": None,
+        "eos_token": "<|im_end|>",
+        "pad_token": text.pad_token,
+        "unk_token": None,
+        "model_max_length": 131072,
+        "chat_template": CHAT_TEMPLATE,
+    }
+
+
+def transformer_configuration(flow: TransformerConfig) -> dict[str, Any]:
+    """Describe the flow transformer."""
+    return {
+        "_class_name": "Flux2Transformer2DModel",
+        "patch_size": 1,
+        "in_channels": flow.in_channels,
+        "out_channels": None,
+        "num_layers": flow.num_layers,
+        "num_single_layers": flow.num_single_layers,
+        "attention_head_dim": flow.head_dim,
+        "num_attention_heads": flow.num_heads,
+        "joint_attention_dim": flow.joint_attention_dim,
+        "timestep_guidance_channels": flow.timestep_channels,
+        "mlp_ratio": float(flow.mlp_ratio),
+        "axes_dims_rope": flow.axes_dims,
+        "rope_theta": int(flow.rope_theta),
+        "eps": flow.eps,
+        "guidance_embeds": False,
+    }
+
+
+def autoencoder_configuration(autoencoder: AutoencoderConfig) -> dict[str, Any]:
+    """Describe the autoencoder."""
     levels = len(autoencoder.block_out_channels)
     return {
-        "model_index.json": {
-            "_class_name": "Flux2KleinPipeline",
-            "_diffusers_version": "0.37.0",
-            "is_distilled": card.guidance == 1,
-            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-            "text_encoder": ["transformers", "Qwen3ForCausalLM"],
-            "tokenizer": ["transformers", "Qwen2TokenizerFast"],
-            "transformer": ["diffusers", "Flux2Transformer2DModel"],
-            "vae": ["diffusers", "AutoencoderKLFlux2"],
-        },
-        "scheduler/scheduler_config.json": {
-            "_class_name": "FlowMatchEulerDiscreteScheduler",
-            "num_train_timesteps": 1000,
-            "shift": 3.0,
-            "use_dynamic_shifting": True,
-            "time_shift_type": "exponential",
-            "base_shift": 0.5,
-            "max_shift": 1.15,
-            "base_image_seq_len": 256,
-            "max_image_seq_len": 4096,
-        },
-        "text_encoder/config.json": {
-            "architectures": ["Qwen3ForCausalLM"],
-            "model_type": "qwen3",
-            "dtype": str(dtype).removeprefix("torch."),
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text_layers,
-            "num_attention_heads": text.num_heads,
-            "num_key_value_heads": text.num_kv_heads,
-            "head_dim": text.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": 40960,
-            "max_window_layers": text_layers,
-            "rms_norm_eps": text.eps,
-            "rope_theta": text.rope_theta,
-            "attention_bias": False,
-            "tie_word_embeddings": True,
-            "use_sliding_window": False,
-        },
-        "tokenizer/tokenizer_config.json": {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "add_prefix_space": False,
-            "bos_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": text.pad_token,
-            "unk_token": None,
-            "model_max_length": 131072,
-            "chat_template": CHAT_TEMPLATE,
-        },
-        "transformer/config.json": {
-            "_class_name": "Flux2Transformer2DModel",
-            "patch_size": 1,
-            "in_channels": flow.in_channels,
-            "out_channels": None,
-            "num_layers": flow.num_layers,
-            "num_single_layers": flow.num_single_layers,
-            "attention_head_dim": flow.head_dim,
-            "num_attention_heads": flow.num_heads,
-            "joint_attention_dim": flow.joint_attention_dim,
-            "timestep_guidance_channels": flow.timestep_channels,
-            "mlp_ratio": float(flow.mlp_ratio),
-            "axes_dims_rope": flow.axes_dims,
-            "rope_theta": int(flow.rope_theta),
-            "eps": flow.eps,
-            "guidance_embeds": False,
-        },
-        "vae/config.json": {
-            "_class_name": "AutoencoderKLFlux2",
-            "in_channels": autoencoder.in_channels,
-            "out_channels": autoencoder.in_channels,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
-            "block_out_channels": autoencoder.block_out_channels,
-            "decoder_block_out_channels": autoencoder.decoder_block_out_channels,
-            "layers_per_block": autoencoder.layers_per_block,
-            "latent_channels": autoencoder.latent_channels,
-            "norm_num_groups": autoencoder.norm_num_groups,
-            "batch_norm_eps": autoencoder.batch_norm_eps,
-            "batch_norm_momentum": 0.1,
-            "act_fn": "silu",
-            "sample_size": 1024,
-            "mid_block_add_attention": True,
-            "use_quant_conv": True,
-            "use_post_quant_conv": True,
-            "patch_size": [2, 2],
-        },
+        "_class_name": "AutoencoderKLFlux2",
+        "in_channels": autoencoder.in_channels,
+        "out_channels": autoencoder.in_channels,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "block_out_channels": autoencoder.block_out_channels,
+        "decoder_block_out_channels": autoencoder.decoder_block_out_channels,
+        "layers_per_block": autoencoder.layers_per_block,
+        "latent_channels": autoencoder.latent_channels,
+        "norm_num_groups": autoencoder.norm_num_groups,
+        "batch_norm_eps": autoencoder.batch_norm_eps,
+        "batch_norm_momentum": 0.1,
+        "act_fn": "silu",
+        "sample_size": 1024,
+        "mid_block_add_attention": True,
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+        "patch_size": [2, 2],
     }
 
 
