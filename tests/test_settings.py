@@ -50,6 +50,8 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         "url_max_redirects": "0",
         "price_per_image": "0.25",
         "queue_size": "6",
+        "results_kept_s": "3600",
+        "results_kept_bytes": "0",
         "metrics_key": "a metrics key",
         "cors_origins": "https://app.example, http://localhost:3000",
         "otlp_endpoint": "http://127.0.0.1:4318",

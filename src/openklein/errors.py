@@ -10,6 +10,8 @@
     │   ├── Unauthorized         no key, or not one of ours
     │   ├── Forbidden            the key may not do this
     │   ├── NotFound             nothing has this id
+    │   ├── Gone                 it was there, and is no longer kept
+    │   ├── Conflict             another request is at it
     │   ├── LimitExceeded        the key has used what it may
     │   └── BodyTooLarge         more bytes than the server reads
     ├── ServiceError             the server cannot do it now
@@ -68,6 +70,14 @@ class Forbidden(CallerError):
 
 class NotFound(CallerError):
     code = "not_found"
+
+
+class Gone(CallerError):
+    code = "gone"
+
+
+class Conflict(CallerError):
+    code = "conflict"
 
 
 class LimitExceeded(CallerError):

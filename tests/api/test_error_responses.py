@@ -14,6 +14,8 @@ STATUSES = {
     errors.Unauthorized: 401,
     errors.Forbidden: 403,
     errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.Gone: 410,
     errors.BodyTooLarge: 413,
     errors.ServiceError: 503,
     errors.QueueFull: 503,

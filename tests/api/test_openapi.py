@@ -14,7 +14,7 @@ def test_the_schema_says_what_generate_takes_and_answers(site: Site) -> None:
     assert form["aspect_ratio"]["enum"] == list(RESOLUTIONS)
     assert form["aspect_ratio"]["default"] == "landscape"
     assert form["model"]["default"] == "flux2-klein-4b"
-    assert set(generate["responses"]) == {"200", "401", "413", "422", "429", "500", "503", "504"}
+    assert set(generate["responses"]) == {"200", "401", "409", "410", "413", "422", "429", "500", "503", "504"}
     assert set(generate["responses"]["200"]["content"]) == {"image/png"}
 
 

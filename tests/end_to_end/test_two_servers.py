@@ -1,6 +1,7 @@
 """Run two whole servers on one PostgreSQL, each a process of its own, and treat them as one service."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,13 @@ def make_key(client: httpx.Client, **fields: Any) -> tuple[str, dict[str, str]]:
     return made.json()["id"], {"authorization": f"Bearer {made.json()['secret']}"}
 
 
+def used_by(client: httpx.Client, key_id: str) -> tuple[object, ...]:
+    """Read a key's requests, those that succeeded, its images and their price off the ledger."""
+    usage = client.get("/v1/usage", params={"group_by": "key", "bucket": "month"}).json()
+    (own,) = [bucket for bucket in usage["data"] if bucket["group"] == key_id]
+    return own["requests"], own["succeeded"], own["images"], own["price"]
+
+
 def race(servers: Servers, key: dict[str, str]) -> Counter[int]:
     """Send twice as many requests as are allowed, all at once and to both servers in turn; count the answers."""
     start = threading.Barrier(2 * ALLOWED)
@@ -58,9 +66,9 @@ def test_a_race_over_both_lets_exactly_as_many_through(limit: str, servers: Serv
     assert race(servers, key) == {200: ALLOWED, 429: ALLOWED}
     for client in servers:
         assert client.get("/v1/account", headers=key).json()["limits"][limit]["left"] == 0
+        assert used_by(client, key_id) == (ALLOWED, ALLOWED, ALLOWED, "0.015")
         usage = client.get("/v1/usage", params={"group_by": "key"}).json()
         (own,) = [bucket for bucket in usage["data"] if bucket["group"] == key_id]
-        assert (own["requests"], own["succeeded"], own["images"], own["price"]) == (ALLOWED, ALLOWED, ALLOWED, "0.015")
         assert own["megapixels"] == f"{ALLOWED * 1.048576:g}"
         assert usage["total"]["requests"] == sum(bucket["requests"] for bucket in usage["data"])
 
@@ -80,3 +88,23 @@ def test_a_limit_set_at_one_holds_at_the_other_from_its_next_request_on(servers:
     assert second.post("/v1/generate", json=REQUEST, headers=key).status_code == 200
     assert first.patch(f"/v1/keys/{key_id}", json={"images_per_month": 1}).status_code == 200
     assert second.post("/v1/generate", json=REQUEST, headers=key).status_code == 429
+
+
+def test_one_idempotency_key_sent_to_both_at_once_makes_one_picture(servers: Servers) -> None:
+    key_id, key = make_key(servers[0])
+    start = threading.Barrier(4)
+
+    def ask(client: httpx.Client) -> httpx.Response:
+        start.wait(60)
+        while True:  # a repeat is refused while the first request runs, and then gets its answer
+            answer = client.post("/v1/generate", json=REQUEST, headers={**key, "idempotency-key": "order 7"})
+            if answer.status_code != 409:
+                return answer
+            time.sleep(0.05)
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(ask, servers * 2))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert len({(answer.content, answer.headers["x-klein-seed"]) for answer in answers}) == 1
+    assert Counter("idempotent-replayed" in answer.headers for answer in answers) == {True: 3, False: 1}
+    assert used_by(servers[1], key_id) == (1, 1, 1, "0.003")

@@ -1,5 +1,6 @@
-"""Make the web app out of the parts it is given; no globals, and nothing is started here."""
+"""Make the web app out of the parts it is given; no globals."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ import openklein
 from openklein.api import error_responses, openapi
 from openklein.api.addresses import Resolve, resolver
 from openklein.api.auth import KeyCheck
+from openklein.api.background import purge_regularly
 from openklein.api.dependencies import Service
 from openklein.api.fetch import Fetcher
 from openklein.api.metrics import Metrics
@@ -35,6 +37,7 @@ EXPOSED_HEADERS = (
     "x-klein-price",
     "server-timing",
     "retry-after",
+    "idempotent-replayed",
 )
 RESOLVING_THREADS = 8  # of their own, so that a slow name service holds up nothing else
 
@@ -59,8 +62,11 @@ def create_app(
     routes = [route for module in modules for route in module.router.routes]
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        purging = asyncio.create_task(purge_regularly(app.state.service))
         yield
+        purging.cancel()
+        await asyncio.gather(purging, return_exceptions=True)
         for threads in (decoding, resolving):
             threads.shutdown(wait=False, cancel_futures=True)
         writing.shutdown(wait=True)
@@ -100,7 +106,7 @@ def cross_origin(settings: Settings) -> list[Middleware]:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "PATCH", "DELETE"),
-            allow_headers=("authorization", "content-type"),
+            allow_headers=("authorization", "content-type", "idempotency-key"),
             expose_headers=EXPOSED_HEADERS,
         )
     ]

@@ -12,8 +12,10 @@ from starlette.exceptions import HTTPException
 from openklein.errors import (
     BodyTooLarge,
     CallerError,
+    Conflict,
     DeadlineExceeded,
     Forbidden,
+    Gone,
     InvalidRequest,
     LimitExceeded,
     NotFound,
@@ -27,6 +29,8 @@ STATUSES: tuple[tuple[type[OpenKleinError], int], ...] = (
     (Unauthorized, 401),
     (Forbidden, 403),
     (NotFound, 404),
+    (Conflict, 409),
+    (Gone, 410),
     (LimitExceeded, 429),
     (BodyTooLarge, 413),
     (CallerError, 422),
@@ -50,6 +54,8 @@ def error_response(error: OpenKleinError) -> JSONResponse:
 def _headers(error: OpenKleinError) -> dict[str, str]:
     if isinstance(error, LimitExceeded):
         return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, Conflict):
+        return {"retry-after": "1"}
     return {"www-authenticate": "Bearer"} if isinstance(error, Unauthorized) else {}
 
 

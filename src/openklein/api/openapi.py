@@ -59,6 +59,15 @@ def _header(description: str) -> dict[str, Any]:
 
 
 GENERATE: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Idempotency-Key",
+            "in": "header",
+            "required": False,
+            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+            "description": "A name for this request: sent again with it, the request gets the same answer again",
+        }
+    ],
     "requestBody": {
         "required": True,
         "content": {
@@ -78,10 +87,13 @@ GENERATE: dict[str, Any] = {
                 "x-klein-workflow": _header("text-to-image, image-to-image or multi-reference"),
                 "x-klein-price": _header("What this image cost, in dollars"),
                 "Server-Timing": _header("Milliseconds by stage"),
+                "Idempotent-Replayed": _header("true where this answer was given to an earlier request"),
             },
             "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}},
         },
         "401": _error("Authentication failed due to a missing or invalid API key"),
+        "409": _error("A request with this Idempotency-Key is still running"),
+        "410": _error("The answer to this Idempotency-Key is no longer kept"),
         "413": _error("The body is larger than the server accepts"),
         "422": _error("Request parameters failed validation"),
         "429": _error("A limit of this key is reached", **{"Retry-After": "Seconds until it is worth to try again"}),

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from functools import partial
+from typing import TypeVar
 
 from openklein.contract import Workflow
 from openklein.errors import Cancelled, OpenKleinError
@@ -14,7 +14,9 @@ from openklein.settings import Settings
 from openklein.storage.database import Database
 from openklein.storage.keys import NO_LIMITS, Key
 from openklein.storage.limits import Reservation, reserve
-from openklein.storage.usage import SUCCEEDED, UsageRow, settle
+from openklein.storage.usage import SUCCEEDED, UsageRow, Write, settle
+
+T = TypeVar("T")
 
 SETTLING = timedelta(seconds=30)  # how long after its deadline a request still holds what it reserved
 
@@ -38,7 +40,7 @@ class Ledger:
 
     def __init__(self, settings: Settings, database: Database, threads: ThreadPoolExecutor) -> None:
         self._price = settings.price_per_image
-        self._lease = timedelta(seconds=settings.request_timeout_s) + SETTLING
+        self.lease = timedelta(seconds=settings.request_timeout_s) + SETTLING
         self._database = database
         self._threads = threads
 
@@ -50,14 +52,14 @@ class Ledger:
             request_id=admission.request_id,
             key_id=admission.key.id,
             started_at=admission.started_at,
-            expires_at=admission.started_at + self._lease,
+            expires_at=admission.started_at + self.lease,
             images=1,
             price=self._price,
         )
-        await self._run(partial(reserve, self._database, wanted))
+        await self.run(partial(reserve, self._database, wanted))
 
-    async def settle(self, admission: Admission, outcome: str) -> Decimal:
-        """Append the request's row, durable on return, and tell its price; what failed has none."""
+    async def settle(self, admission: Admission, outcome: str, *others: Write) -> None:
+        """Append the request's row in one transaction with other writes, durable on return; what failed is free."""
         images = 1 if outcome == SUCCEEDED else 0
         now = datetime.now(UTC)
         row = UsageRow(
@@ -76,11 +78,11 @@ class Ledger:
             price=images * self._price,
             outcome=outcome,
         )
-        await self._run(partial(settle, self._database, row))
-        return row.price
+        await self.run(partial(settle, self._database, row, *others))
 
-    async def _run(self, write: Callable[[], None]) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._threads, write)
+    async def run(self, write: Callable[[], T]) -> T:
+        """Run something that writes to the database."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, write)
 
 
 def outcome_of(error: BaseException) -> str:

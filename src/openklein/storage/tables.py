@@ -14,6 +14,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
 )
 from sqlalchemy.types import TypeDecorator
 
@@ -106,4 +107,25 @@ RESERVATIONS = Table(
     Column("expires_at", UtcDateTime, nullable=False),  # frees what a killed process held
     Column("images", Integer, nullable=False),
     Column("price", Dollars, nullable=False),
+)
+
+IDEMPOTENCY_KEYS = Table(
+    "idempotency_keys",
+    METADATA,
+    Column("key_id", String(32), primary_key=True),
+    Column("name", String(255), primary_key=True),  # chosen by the client
+    Column("fingerprint", LargeBinary(32), nullable=False),
+    Column("request_id", String(32), nullable=False),
+    Column("answer", Text),  # status and headers as JSON; none while the request runs. Its body is a file.
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
+)
+
+FILES = Table(
+    "files",
+    METADATA,
+    Column("request_id", String(32), primary_key=True),
+    Column("name", String(32), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("expires_at", UtcDateTime, nullable=False, index=True),
 )

@@ -1,17 +1,19 @@
 """Keep the ledger: one row for each settled request, appended once and never changed; add it up."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
-from sqlalchemy import ColumnElement, String, case, delete, func, literal, select
+from sqlalchemy import ColumnElement, Connection, String, case, delete, func, literal, select
 
 from openklein.storage.database import Database
 from openklein.storage.tables import RESERVATIONS, USAGE, UtcDateTime
 
 Bucket = Literal["hour", "day", "month"]
 GroupBy = Literal["key", "model", "workflow"]
+Write = Callable[[Connection], None]  # one that joins a transaction
 
 SUCCEEDED = "succeeded"  # every other outcome is the code of an error
 GROUPS = {"key": USAGE.c.key_id, "model": USAGE.c.model, "workflow": USAGE.c.workflow}
@@ -57,9 +59,11 @@ class UsageSum:
     price: Decimal
 
 
-def settle(database: Database, row: UsageRow) -> None:
-    """Append a row and free what its request had reserved, both or neither; durable on return."""
+def settle(database: Database, row: UsageRow, *others: Write) -> None:
+    """Append a row, free what its request had reserved, and do the other writes: all or nothing, durable on return."""
     with database.write() as connection:
+        for other in others:
+            other(connection)
         connection.execute(USAGE.insert().values(asdict(row)))
         connection.execute(delete(RESERVATIONS).where(RESERVATIONS.c.request_id == row.request_id))
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -13,6 +14,7 @@ from fastapi.responses import Response
 
 from openklein.api.bodies import GenerateCall, read_call
 from openklein.api.dependencies import Service, ServiceDep
+from openklein.api.idempotency import Keep, answer_once
 from openklein.api.models import check_model, check_ready
 from openklein.api.references import check_count
 from openklein.api.settlement import Admission, outcome_of
@@ -42,6 +44,14 @@ async def generate(request: Request, service: ServiceDep) -> Response:
     deadline = time.monotonic() + limit_s
     async with time_limit(limit_s, deadline):
         call = await read_call(request)
+    return await answer_once(request, service, call, partial(answer, request, service, call, limit_s, deadline))
+
+
+async def answer(
+    request: Request, service: Service, call: GenerateCall, limit_s: float, deadline: float, keep: Keep
+) -> Response:
+    """Admit a request, make its picture, and settle it; `keep` gives the writes that make the answer repeatable."""
+    async with time_limit(limit_s, deadline):
         admission = request.state.admission = await admit(service, call, request)
     await service.ledger.reserve(admission)
     timings: dict[str, float] = {}
@@ -52,9 +62,11 @@ async def generate(request: Request, service: ServiceDep) -> Response:
     except BaseException as error:
         await service.ledger.settle(admission, outcome_of(error))
         raise
-    price = await service.ledger.settle(admission, SUCCEEDED)
+    headers = facts(admission, picture, timings, service.settings.price_per_image)
+    response = Response(picture.png, media_type="image/png", headers=headers)
+    await service.ledger.settle(admission, SUCCEEDED, *keep(response))
     request.state.result = picture.result
-    return Response(picture.png, media_type="image/png", headers=facts(admission, picture, timings, price))
+    return response
 
 
 @asynccontextmanager
