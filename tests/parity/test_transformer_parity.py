@@ -121,7 +121,7 @@ def test_every_weight_matters() -> None:
 
 def half_rotation(x: Tensor, rotary: transformer.Rotary) -> Tensor:
     first, second = x.chunk(2, dim=-1)
-    cos, sin = (part[:, None] for part in rotary)
+    cos, sin = rotary[:, None].real, rotary[:, None].imag
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 

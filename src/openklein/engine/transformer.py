@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openklein.engine.attention import attention
 
-Rotary = tuple[Tensor, Tensor]  # cos and sin, float32 (S, head_dim / 2)
+Rotary = Tensor  # complex64 (S, head_dim / 2), each number of absolute value 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +47,19 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
 
 
 def rotary_embedding(ids: Tensor, axes_dims: tuple[int, ...], theta: float) -> Rotary:
-    """Turn position ids (S, 4) into the rotation of each pair of channels, float32 (S, head_dim / 2)."""
+    """Turn position ids (S, 4) into the rotation of each pair of channels, complex64 (S, head_dim / 2)."""
     angles = []
     for axis, dim in enumerate(axes_dims):
         omega = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device=ids.device) / dim)
         angles.append(ids[:, axis, None].double() * omega)
     angle = torch.cat(angles, dim=-1)
-    return angle.cos().float(), angle.sin().float()
+    return torch.complex(angle.cos().float(), angle.sin().float())
 
 
 def rotate(x: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate neighbouring channels (0, 1), (2, 3), ... of x (B, S, H, D), in float32."""
-    cos, sin = (part[:, None] for part in rotary)
-    first, second = torch.unflatten(x.float(), -1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
+    """Rotate neighbouring channels (0, 1), (2, 3), ... of x (B, S, H, D), in float32, as complex numbers."""
+    pairs = torch.view_as_complex(torch.unflatten(x.float(), -1, (-1, 2)))
+    return torch.view_as_real(pairs * rotary[:, None]).flatten(-2).to(x.dtype)
 
 
 def timestep_embedding(sigma: Tensor, channels: int) -> Tensor:
@@ -150,7 +148,9 @@ class JointAttention(nn.Module):
         key = [self.norm_added_k(heads(self.add_k_proj, text)), self.norm_k(heads(self.to_k, image))]
         value = [heads(self.add_v_proj, text), heads(self.to_v, image)]
         mixed = attend(torch.cat(query, dim=1), torch.cat(key, dim=1), torch.cat(value, dim=1), rotary)
-        text_mixed, image_mixed = torch.split(mixed, [text.shape[1], image.shape[1]], dim=1)
+        parts = torch.split(mixed, [text.shape[1], image.shape[1]], dim=1)
+        # in memory of their own: CPUs multiply a view of a part as a batch, at two thirds of the speed
+        text_mixed, image_mixed = (part.clone(memory_format=torch.contiguous_format) for part in parts)
         return self.to_out[0](image_mixed), self.to_add_out(text_mixed)
 
 
