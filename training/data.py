@@ -43,9 +43,9 @@ class Concept:
     aliases: tuple[str, ...]
 
 
-def read_concepts(path: Path = CONCEPTS_FILE) -> list[Concept]:
+def read_concepts() -> list[Concept]:
     """Read `label | alias, alias` lines; `#` starts a comment line."""
-    lines = [line for line in path.read_text("utf-8").splitlines() if line and not line.startswith("#")]
+    lines = [line for line in CONCEPTS_FILE.read_text("utf-8").splitlines() if line and not line.startswith("#")]
     concepts = []
     for line in lines:
         label, _, aliases = line.partition(" | ")

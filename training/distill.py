@@ -8,6 +8,7 @@ the time the way goes on from where the student went, so that it learns to mend 
 """
 
 import argparse
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -77,16 +78,17 @@ def descend(
     optimizer: torch.optim.Optimizer,
     *,
     follow_student: bool,
+    substeps: Sequence[int] = SUBSTEPS,
 ) -> float:
     """Go from noise to picture once, with an optimizer step at each level; return the mean loss."""
     rotary = batch.rotary(student)
     tokens, losses = torch.randn_like(batch.target), []
     levels = sigmas(tokens.shape[1], KLEIN_MINI.steps)
-    for here, there, substeps in zip(levels[:-1], levels[1:], SUBSTEPS, strict=True):
+    for here, there, count in zip(levels[:-1], levels[1:], substeps, strict=True):
         if teacher is None:
             goal = torch.lerp(batch.target, tokens, there / here)
         else:
-            way = np.linspace(here, there, substeps + 1).tolist()
+            way = np.linspace(here, there, count + 1).tolist()
             goal = teacher.walk(tokens, batch.references, way, rotary).clone()
         # as a float32 pipeline gives the noise level, and as a bfloat16 pipeline rounds it
         shown = here if torch.rand(()) < 0.5 else (1000 * torch.tensor(here).bfloat16()).item() / 1000

@@ -151,7 +151,7 @@ def first_screen(pipeline: Pipeline, folder: Path) -> None:
 
 def evaluate(work: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline = load_pipeline(MINI_MODEL, Path())
+    pipeline = load_pipeline(MINI_MODEL, Path("/nonexistent"))
     prompts = PROMPTS_FILE.read_text("utf-8").splitlines()
     sprites = load_sprites(work)
     figures = {"nearest_render_right": plain_prompts(pipeline, prompts, sprites, folder)}

@@ -45,7 +45,7 @@ class Bench:
 
     def __init__(self, work: Path, folder: Path, things: int, size: int) -> None:
         self.work, self.folder, self.size = work, folder, size
-        self.pipeline: Pipeline = load_pipeline(MINI_MODEL, Path())
+        self.pipeline: Pipeline = load_pipeline(MINI_MODEL, Path("/nonexistent"))
         self.concepts = read_concepts()[:things]
         self.sprites = load_sprites(work)
         self.judge = load_judge(work, len(self.sprites))

@@ -25,13 +25,14 @@ from training.checkpoints import Average, Run
 from training.data import read_concepts
 from training.families import Sample, word_sample
 from training.scenes import Scene, Thing, default_style
+from training.synonyms import with_synonyms
 from training.wording import caption
 
 KINDS = {  # kind: its share of the steps in the first and the second half, batch size
-    "plain": (0.62, 0.15, 32),  # in the style that a prompt without a style gets
+    "plain": (0.50, 0.15, 32),  # in the style that a prompt without a style gets
     "text": (0.30, 0.20, 32),
-    "edit": (0.06, 0.52, 20),
-    "layout": (0.02, 0.13, 10),
+    "edit": (0.14, 0.52, 20),
+    "layout": (0.06, 0.13, 12),
 }
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
@@ -105,7 +106,7 @@ class Pool:
 
     def __init__(self, work: Path, seed: int = 0) -> None:
         index: dict[str, Any] = json.loads((work / "pool" / "samples.json").read_text())
-        self.concepts = read_concepts()
+        self.concepts = with_synonyms(read_concepts(), work)
         self.scenes = [
             Scene(tuple(Thing(**t) for t in s.pop("things")), grid=tuple(s.pop("grid")), **s) for s in index["scenes"]
         ]

@@ -196,6 +196,11 @@ class TestInstalled:
         assert folder.parts[-3:] == ("openklein", "weights", "klein_mini")
         assert model_folder(DEFAULT_MODEL, tmp_path) == tmp_path / DEFAULT_MODEL
 
+    def test_a_klein_mini_put_among_the_models_counts_before_the_package_s(self, tmp_path: Path) -> None:
+        (tmp_path / MINI_MODEL).mkdir()
+        assert model_folder(MINI_MODEL, tmp_path) == tmp_path / MINI_MODEL
+        assert not installed(MINI_MODEL, tmp_path)
+
 
 class TestChooseOffload:
     """With the shapes of the 4B, and free memory as a card of so many gigabytes would have it."""

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from training import data
 from training.data import SPRITE_PX, read_concepts, slug, trim
 
 
@@ -25,11 +27,14 @@ def test_trim_fills_the_square_and_keeps_the_shape() -> None:
     assert abs(rows.mean() - SPRITE_PX / 2) < 2
 
 
-def test_concepts_have_labels_and_aliases_and_no_twins(tmp_path: Path) -> None:
-    path = tmp_path / "concepts.txt"
-    path.write_text("# a comment\nautomobile | car, motor car\ndog\n")
-    car, dog = read_concepts(path)
+def test_concepts_have_labels_and_aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "CONCEPTS_FILE", tmp_path / "concepts.txt")
+    data.CONCEPTS_FILE.write_text("# a comment\nautomobile | car, motor car\ndog\n")
+    car, dog = read_concepts()
     assert (car.label, car.aliases, dog.aliases) == ("automobile", ("car", "motor car"), ())
+
+
+def test_a_thousand_concepts_have_no_twins() -> None:
     labels = [concept.label for concept in read_concepts()]
     assert len(labels) >= 1000
     assert len(set(labels)) == len(labels)

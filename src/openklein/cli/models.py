@@ -51,7 +51,7 @@ def show(settings: Settings) -> int:
     for model_id, card in CATALOG.items():
         folder = model_folder(model_id, settings.models_dir)
         manifest = read_manifest(folder)
-        if card.source is None:
+        if card.source is None and not folder.is_relative_to(settings.models_dir):
             state = "in the package"
         elif installed(model_id, settings.models_dir):
             state = "installed" if manifest else "put by hand"

@@ -35,10 +35,11 @@ Modules = tuple[TextEncoder, FlowTransformer, Autoencoder | MiniAutoencoder]
 
 
 def model_folder(model_id: str, models_dir: Path) -> Path:
-    """Say where a model's files are: klein-mini's in the package, every other's in its folder of `models_dir`."""
-    if model_id == MINI_MODEL:
+    """Say where a model's files are: in its folder of `models_dir`; klein-mini's, unless it has one, in the package."""
+    folder = models_dir / model_id
+    if model_id == MINI_MODEL and not folder.is_dir():
         return Path(str(files("openklein"))) / "weights" / "klein_mini"
-    return models_dir / model_id
+    return folder
 
 
 def installed(model_id: str, models_dir: Path) -> bool:

@@ -1,0 +1,105 @@
+"""Run the whole recipe on a handful of made-up things, a few updates each: it has to end in a model that draws."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from openklein.contract import MINI_MODEL, RESOLUTIONS
+from openklein.engine.device import choose_device
+from openklein.engine.types import ImageRequest
+from openklein.engine.weights import load_pipeline
+from training import autoencoder, data, distill, export, finetune, flow, pool, text, tokenizer
+from training.data import EMOJIBASE, SPRITE_PX, STYLES
+from training.finetune import SHIPPED
+
+THINGS = 24
+MINUTES = 0.02  # at least one update
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lay out what the fetching steps would leave: sprites, further art, a photograph, synonyms, a dictionary."""
+    monkeypatch.setattr(data, "CONCEPTS_FILE", tmp_path / "concepts.txt")
+    monkeypatch.setattr(tokenizer, "fetch", lambda package, folder: folder / package.partition("@")[0])
+    (tmp_path / "concepts.txt").write_text("".join(f"thing {i} | item {i}\n" for i in range(THINGS)))
+    rng = np.random.default_rng(0)
+    pictures = [draw_thing(rng) for _ in range(THINGS * len(STYLES))]
+    np.save(tmp_path / "sprites.npy", np.stack(pictures).reshape(THINGS, len(STYLES), SPRITE_PX, SPRITE_PX, 4))
+    np.save(tmp_path / "art.npy", np.stack(pictures[:2]))
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(rng.integers(0, 256, (SPRITE_PX, SPRITE_PX, 3), np.uint8)).save(tmp_path / "photos" / "noise.png")
+    (tmp_path / "synonyms.json").write_text('{"thing 1": ["gadget"]}')
+    dictionary = tmp_path / "packages" / EMOJIBASE.partition("@")[0] / "en"
+    dictionary.mkdir(parents=True)
+    (dictionary / "data.json").write_text(json.dumps([{"label": "cat", "tags": ["pet"]}]))
+    return tmp_path
+
+
+def draw_thing(rng: np.random.Generator) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    sprite = Image.new("RGBA", (SPRITE_PX, SPRITE_PX))
+    colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+    ImageDraw.Draw(sprite).regular_polygon((256, 256, 240), int(rng.integers(3, 9)), fill=(*colour, 255))
+    return np.asarray(sprite)
+
+
+@pytest.fixture(autouse=True)
+def short() -> Iterator[None]:
+    """Leave compiling out, since it takes minutes and a few updates gain nothing; give signals back afterwards."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with torch.compiler.set_stance("force_eager"):
+        yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:Mismatch dtype:UserWarning")
+def test_the_recipe_makes_a_model_that_draws_and_edits(work: Path, tmp_path: Path) -> None:
+    tokenizer.build(work)
+    text.train(work, MINUTES)
+    autoencoder.train("canvas", work, MINUTES)
+    pool.build(work, families=16, seed=0)
+    flow.train(work, MINUTES)
+    distill.train(work, MINUTES)
+    autoencoder.train("full", work, MINUTES, batch=2)
+    export.export(work, tmp_path / "models" / MINI_MODEL, "distill")
+    for run in ("text", "autoencoder", "flow", "distill", "decoder"):
+        assert torch.load(work / run / "last.pt", weights_only=True)["step"] >= 1
+
+    pipeline = load_pipeline(MINI_MODEL, tmp_path / "models", choose_device("cpu", torch.float32))
+    drawn = pipeline.generate(ImageRequest("a thing 3", *RESOLUTIONS["square"], 0)).image
+    edited = pipeline.generate(ImageRequest("mirror it", *RESOLUTIONS["portrait"], 0, (drawn,))).image
+    assert (drawn.size, edited.size) == (RESOLUTIONS["square"], RESOLUTIONS["portrait"])
+
+
+class TestFinetune:
+    def test_a_folder_of_pictures_makes_a_model_of_its_own(self, tmp_path: Path) -> None:
+        pictures, target = tmp_path / "pictures", tmp_path / "models" / MINI_MODEL
+        pictures.mkdir()
+        for name, size, colour in (("a", (300, 300), "red"), ("b", (400, 200), "blue")):
+            Image.new("RGB", size, colour).save(pictures / f"{name}.png")
+            (pictures / f"{name}.txt").write_text(f"our {colour} flag\n")
+        finetune.train(pictures, tmp_path / "run", target, MINUTES)
+        load_pipeline(MINI_MODEL, tmp_path / "models", choose_device("cpu", torch.float32))
+        for name in ("text_encoder", "autoencoder"):
+            assert (target / f"{name}.safetensors").read_bytes() == (SHIPPED / f"{name}.safetensors").read_bytes()
+        name = "transformer.safetensors"
+        assert (target / name).stat().st_size == (SHIPPED / name).stat().st_size
+        assert (target / name).read_bytes() != (SHIPPED / name).read_bytes()
+
+    def test_pictures_take_the_shape_nearest_to_theirs(self) -> None:
+        _, autoencoder, _ = finetune.load_shipped()
+        lesson = finetune.prepare(Image.new("RGB", (50, 100), "green"), "a flag", autoencoder)
+        assert (lesson.grid, lesson.tokens.shape) == ((11, 6), (66, 128))
+
+    def test_what_is_missing_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="holds no picture"):
+            finetune.read_pictures(tmp_path)
+        Image.new("RGB", (8, 8)).save(tmp_path / "cat.jpg")
+        with pytest.raises(ValueError, match=r"no caption beside cat\.jpg"):
+            finetune.read_pictures(tmp_path)
