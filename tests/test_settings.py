@@ -50,6 +50,7 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
         "url_max_redirects": "0",
         "price_per_image": "0.25",
         "queue_size": "6",
+        "job_queue_size": "8",
         "results_kept_s": "3600",
         "results_kept_bytes": "0",
         "metrics_key": "a metrics key",

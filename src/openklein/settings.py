@@ -153,11 +153,12 @@ class Settings:
     url_max_redirects: int = setting("5", to_count(0, 20), "redirects that one image URL may take")
     price_per_image: Decimal = setting("0.003", to_dollars, "dollars that an image costs its key")
     queue_size: int = setting("64", to_count(1, 100_000), "requests that may wait for the model")
+    job_queue_size: int = setting("256", to_count(1, 100_000), "jobs that may wait, on all servers together")
     results_kept_s: float = setting(
-        "86400", to_seconds, "seconds that the answer to a request with an Idempotency-Key is kept"
+        "86400", to_seconds, "seconds that a job that has ended, or the answer to an Idempotency-Key, is kept"
     )
     results_kept_bytes: int = setting(
-        "2000000000", to_count(0, 2**50), "bytes that kept answers may take in the database; the oldest go first"
+        "2000000000", to_count(0, 2**50), "bytes that kept pictures may take in the database; the oldest go first"
     )
     metrics_key: str | None = setting(
         "", to_optional_text, "the one key for /metrics; open on loopback and closed elsewhere without it", secret=True

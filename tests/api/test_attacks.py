@@ -235,7 +235,12 @@ def test_unknown_and_revoked_keys_cost_the_same_work(make_site: MakeSite) -> Non
         revoked = create_key(site.database, "revoked")
         revoke_key(site.database, revoked.id)
         statements: list[str] = []
-        event.listen(site.database._engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+
+        def note(*given: Any) -> None:
+            if "api_keys" in given[2]:  # what runs in the background does not ask for keys
+                statements.append(given[2])
+
+        event.listen(site.database._engine, "before_cursor_execute", note)
         work = {}
         for secret in ("klein_unknown", revoked.secret, "x" * 5000, "é"):
             statements.clear()

@@ -18,11 +18,22 @@ def test_the_schema_says_what_generate_takes_and_answers(site: Site) -> None:
     assert set(generate["responses"]["200"]["content"]) == {"image/png"}
 
 
+def test_a_job_takes_what_generate_takes(site: Site) -> None:
+    paths = site.client.get("/openapi.json").json()["paths"]
+    job, generate = paths["/v1/jobs"]["post"], paths["/v1/generate"]["post"]
+    assert (job["requestBody"], job["parameters"]) == (generate["requestBody"], generate["parameters"])
+    assert set(job["responses"]) == {"202", "403"} | set(generate["responses"]) - {"200"}
+    assert set(paths["/v1/jobs/{job_id}/image"]["get"]["responses"]) >= {"200", "404", "409", "410"}
+
+
 def test_keys_are_asked_for_under_v1_alone(site: Site) -> None:
     schema = site.client.get("/openapi.json").json()
     secured = {path: "security" in operation for path, item in schema["paths"].items() for operation in item.values()}
     assert secured == {
         "/v1/generate": True,
+        "/v1/jobs": True,
+        "/v1/jobs/{job_id}": True,
+        "/v1/jobs/{job_id}/image": True,
         "/v1/models": True,
         "/v1/account": True,
         "/v1/usage": True,

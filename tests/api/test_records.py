@@ -11,7 +11,7 @@ from tests.api.pictures import data_uri, plain
 from tests.api.sites import Site, ask
 from tests.waiting import wait_until
 
-ADMISSION = Admission("abc", FIXED_KEY, "klein-mini", "text-to-image", 1024, 768, 0)
+ADMISSION = Admission("abc", FIXED_KEY.id, "klein-mini", "text-to-image", 1024, 768, 0)
 TIMINGS = {"fetch": 0.5, "queue": 0.25, "text": 1.0, "denoise": 2.0, "decode": 3.0, "png": 7.0}
 
 

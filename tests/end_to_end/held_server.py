@@ -3,8 +3,10 @@
 import signal
 import sys
 import threading
+from datetime import timedelta
 from typing import cast
 
+from openklein.api import jobs
 from openklein.cli import serve
 from openklein.cli.main import main
 from openklein.engine.pipeline import Pipeline
@@ -18,6 +20,7 @@ def tell(is_inside: threading.Event) -> None:
 
 
 if __name__ == "__main__":
+    jobs.LEASE = timedelta(seconds=2)  # so that nobody waits long for what a killed one held
     held = GatedPipeline(tiny.tiny_pipeline())
     held.gate.clear()
     signal.signal(signal.SIGUSR1, lambda *_: held.gate.set())

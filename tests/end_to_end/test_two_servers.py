@@ -1,18 +1,23 @@
 """Run two whole servers on one PostgreSQL, each a process of its own, and treat them as one service."""
 
+import os
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx
+import psycopg
 import pytest
 
-from tests.end_to_end.servers import StartServer
+from tests.end_to_end.servers import ROOT, StartServer, running
 from tests.postgres import Postgres
+from tests.waiting import wait_until
 
 ALLOWED = 5
 REQUEST = {"prompt": "a red apple", "aspect_ratio": "square"}
@@ -46,6 +51,10 @@ def used_by(client: httpx.Client, key_id: str) -> tuple[object, ...]:
     usage = client.get("/v1/usage", params={"group_by": "key", "bucket": "month"}).json()
     (own,) = [bucket for bucket in usage["data"] if bucket["group"] == key_id]
     return own["requests"], own["succeeded"], own["images"], own["price"]
+
+
+def status_of(client: httpx.Client, path: str, headers: dict[str, str] | None = None) -> str:
+    return str(client.get(path, headers=headers).json()["status"])
 
 
 def race(servers: Servers, key: dict[str, str]) -> Counter[int]:
@@ -108,3 +117,41 @@ def test_one_idempotency_key_sent_to_both_at_once_makes_one_picture(servers: Ser
     assert len({(answer.content, answer.headers["x-klein-seed"]) for answer in answers}) == 1
     assert Counter("idempotent-replayed" in answer.headers for answer in answers) == {True: 3, False: 1}
     assert used_by(servers[1], key_id) == (1, 1, 1, "0.003")
+
+
+def test_jobs_posted_to_both_are_made_once_each(servers: Servers) -> None:
+    key_id, key = make_key(servers[0])
+    paths: list[str] = []
+    for client in servers * 5:
+        taken = client.post("/v1/jobs", json=REQUEST, headers=key)
+        assert taken.status_code == 202
+        paths.append(taken.headers["location"])
+    for path in paths:
+        wait_until(lambda path=path: status_of(servers[0], path, key) == "succeeded")  # type: ignore[misc]
+        first, second = (client.get(f"{path}/image", headers=key) for client in servers)
+        assert first.content.startswith(b"\x89PNG")
+        assert first.content == second.content
+    assert used_by(servers[1], key_id) == (10, 10, 10, "0.03")
+
+
+def test_the_job_of_a_killed_server_is_finished_by_the_next(
+    start_server: StartServer, postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.make_database()
+    env = {"OPENKLEIN_DATABASE_URL": url, "OPENKLEIN_API_KEY": ADMIN}
+    command = [sys.executable, "-m", "tests.end_to_end.held_server", "--port", "0", "--data-dir", f"{tmp_path}/data"]
+    with running(command, tmp_path, {**env, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}) as killed:
+        killed.wait_until_ready()
+        with killed.client(ADMIN) as client:
+            path = client.post("/v1/jobs", json=REQUEST).headers["location"]
+            wait_until(lambda: "held" in killed.stdout)
+            assert status_of(client, path) == "running"
+        killed.process.kill()
+    with start_server(tmp_path / "next", env=env) as server:
+        server.wait_until_ready()
+        with server.client(ADMIN) as client:
+            wait_until(lambda: status_of(client, path) == "succeeded")
+            assert client.get(f"{path}/image").content.startswith(b"\x89PNG")
+            assert used_by(client, "fixed") == (1, 1, 1, "0.003")
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT attempts FROM jobs").fetchall() == [(2,)]

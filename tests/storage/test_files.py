@@ -21,18 +21,16 @@ def keep(database: Database, *sizes: int) -> None:
 
 
 def kept(database: Database) -> list[str]:
-    with database.read() as connection:
-        return [number for number in map(str, range(9)) if read_file(connection, number, "answer") is not None]
+    return [number for number in map(str, range(9)) if read_file(database, number, "answer") is not None]
 
 
 def test_bytes_come_back_as_they_went_in(database: Database) -> None:
     content = bytes(range(256)) * 10_000
     with database.write() as connection:
         keep_file(connection, "a", "answer", content, NOW)
-    with database.read() as connection:
-        assert read_file(connection, "a", "answer") == content
-        assert read_file(connection, "a", "image") is None
-        assert read_file(connection, "b", "answer") is None
+    assert read_file(database, "a", "answer") == content
+    assert read_file(database, "a", "image") is None
+    assert read_file(database, "b", "answer") is None
 
 
 def test_what_has_expired_goes(database: Database) -> None:

@@ -16,11 +16,12 @@ from openklein.api.auth import KeyCheck
 from openklein.api.background import purge_regularly
 from openklein.api.dependencies import Service
 from openklein.api.fetch import Fetcher
+from openklein.api.jobs import run_jobs
 from openklein.api.metrics import Metrics
 from openklein.api.middleware import BodyLimit, HostCheck, RequestBorder
 from openklein.api.records import Observe, log_request
 from openklein.api.references import ReferenceReader
-from openklein.api.routes import account, generate, health, keys, models, page
+from openklein.api.routes import account, generate, health, jobs, keys, models, page
 from openklein.api.routes import metrics as metrics_route
 from openklein.api.settlement import Ledger
 from openklein.engine.worker import Worker
@@ -38,6 +39,7 @@ EXPOSED_HEADERS = (
     "server-timing",
     "retry-after",
     "idempotent-replayed",
+    "location",
 )
 RESOLVING_THREADS = 8  # of their own, so that a slow name service holds up nothing else
 
@@ -58,15 +60,18 @@ def create_app(
     resolving = ThreadPoolExecutor(RESOLVING_THREADS, "openklein-resolve")
     writing = ThreadPoolExecutor(LEDGER_THREADS, "openklein-ledger")
     metrics = Metrics(worker)
-    modules = (generate, models, account, keys, health, metrics_route, page)
+    observers = (log_request, metrics.observe, *observers)
+    modules = (generate, jobs, models, account, keys, health, metrics_route, page)
     routes = [route for module in modules for route in module.router.routes]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        purging = asyncio.create_task(purge_regularly(app.state.service))
+        service = app.state.service
+        tasks = [asyncio.create_task(work) for work in (purge_regularly(service), run_jobs(service))]
         yield
-        purging.cancel()
-        await asyncio.gather(purging, return_exceptions=True)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for threads in (decoding, resolving):
             threads.shutdown(wait=False, cancel_futures=True)
         writing.shutdown(wait=True)
@@ -80,7 +85,7 @@ def create_app(
         redirect_slashes=False,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestBorder, routes, (log_request, metrics.observe, *observers)),
+            Middleware(RequestBorder, routes, observers),
             Middleware(HostCheck, settings),
             *cross_origin(settings),
             Middleware(BodyLimit, settings.max_body_bytes, settings.request_timeout_s),
@@ -89,7 +94,8 @@ def create_app(
     )
     fetcher = Fetcher(settings, resolve or resolver(resolving))
     references = ReferenceReader(settings, fetcher, decoding)
-    app.state.service = Service(settings, worker, references, metrics, database, Ledger(settings, database, writing))
+    ledger = Ledger(settings, database, writing)
+    app.state.service = Service(settings, worker, references, metrics, database, ledger, observers)
     error_responses.install(app)
     for module in modules:
         app.include_router(module.router)

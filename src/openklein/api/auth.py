@@ -21,6 +21,7 @@ FIXED_KEY: Final = Key(
     id="fixed", name="the one in the settings", scopes=SCOPES, created_at=datetime.fromtimestamp(0, UTC)
 )
 GENERATE: Final = "/v1/generate"
+JOBS: Final = "/v1/jobs"
 # The scope that a path and all below it need; None is any key. What is not listed needs `generate`.
 NEEDED: Final[dict[str, KeyScope | None]] = {
     "/v1/models": None,
@@ -44,7 +45,7 @@ class KeyCheck:
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
             try:
                 key = await asyncio.to_thread(self._identify, read_secret(Headers(scope=scope)))
-                check_scope(key, scope["path"])
+                check_scope(key, scope["method"], scope["path"])
             except (Unauthorized, Forbidden) as error:
                 return await error_response(error)(scope, receive, send)
             scope["state"]["key"] = key
@@ -63,9 +64,12 @@ class KeyCheck:
         return key
 
 
-def check_scope(key: Key, path: str) -> None:
+def check_scope(key: Key, method: str, path: str) -> None:
     """Raise Forbidden where a key lacks the scope for a path; for generate Unauthorized, which its clients know."""
-    needed = NEEDED.get("/".join(path.split("/")[:3]), "generate")
+    place = "/".join(path.split("/")[:3])
+    if place == JOBS and method == "GET" and key.allows("read"):
+        return
+    needed = NEEDED.get(place, "generate")
     if needed is not None and not key.allows(needed):
         kind = Unauthorized if path == GENERATE else Forbidden
         raise kind(f"This API key may not do this: it has the scopes {', '.join(key.scopes)}, and lacks {needed}.")

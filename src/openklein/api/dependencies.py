@@ -1,11 +1,14 @@
 """Hand the routes what the app was made of."""
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
 from openklein.api.metrics import Metrics
+from openklein.api.records import Observe
 from openklein.api.references import ReferenceReader
 from openklein.api.settlement import Ledger
 from openklein.engine.worker import Worker
@@ -24,6 +27,8 @@ class Service:
     metrics: Metrics
     database: Database
     ledger: Ledger
+    observers: Sequence[Observe]  # told of each request and job
+    new_job: asyncio.Event = field(default_factory=asyncio.Event)  # set when one was posted here
 
 
 async def get_service(request: Request) -> Service:

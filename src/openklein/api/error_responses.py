@@ -45,10 +45,14 @@ HTTP_SENTENCES = {
 
 def error_response(error: OpenKleinError) -> JSONResponse:
     """Answer an error on purpose; raises it again where it is a fault of ours."""
-    for kind, status in STATUSES:
-        if isinstance(error, kind):
-            return JSONResponse({"detail": str(error)}, status, _headers(error))
-    raise error
+    if (status := status_of(error)) == 500:
+        raise error
+    return JSONResponse({"detail": str(error)}, status, _headers(error))
+
+
+def status_of(error: Exception) -> int:
+    """Give the status that says whose fault an error is; 500 for one of ours."""
+    return next((status for kind, status in STATUSES if isinstance(error, kind)), 500)
 
 
 def _headers(error: OpenKleinError) -> dict[str, str]:

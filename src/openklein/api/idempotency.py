@@ -1,58 +1,39 @@
-"""Answer a request that carries an Idempotency-Key once, and its repeats with the same answer."""
+"""Tell a request that is sent again by its Idempotency-Key."""
 
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 
-from fastapi import Request, Response
+from fastapi import Request
 from starlette.datastructures import Headers
 
 from openklein.api.bodies import GenerateCall
 from openklein.api.dependencies import Service
 from openklein.errors import InvalidRequest
-from openklein.storage.idempotency import Answer, Claim, claim_name, keep_answer, release_name
-from openklein.storage.usage import Write
+from openklein.storage.idempotency import Answer, Claim, claim_name
 
 MAX_NAME = 255
 
-Keep = Callable[[Response], tuple[Write, ...]]  # the writes that make an answer repeatable, for its transaction
 
+async def claim(request: Request, service: Service, call: GenerateCall) -> Claim | Answer | None:
+    """Claim the name that a request has, or give the answer to the first that had it; None for one without a name.
 
-async def answer_once(
-    request: Request, service: Service, call: GenerateCall, answer: Callable[[Keep], Awaitable[Response]]
-) -> Response:
-    """Answer a request, or repeat what was answered to the first with its Idempotency-Key; a failure is no answer.
-
-    `answer` has to write what it is handed in the transaction that settles the request. Without the header there is
-    nothing to write.
+    Raises InvalidRequest, Conflict and Gone, as `claim_name` does.
     """
     name = read_name(request.headers)
     if name is None:
-        return await answer(lambda _: ())
+        return None
     now = datetime.now(UTC)
-    claim = Claim(
+    wanted = Claim(
         key_id=request.state.key.id,
         name=name,
         fingerprint=await asyncio.to_thread(fingerprint, request.url.path, call),
         request_id=request.state.request_id,
         expires_at=now + service.ledger.lease,
     )
-    if kept := await service.ledger.run(partial(claim_name, service.database, claim, now)):
-        return Response(kept.body, kept.status, {**kept.headers, "idempotent-replayed": "true"})
-
-    def keep(response: Response) -> tuple[Write, ...]:
-        expires_at = datetime.now(UTC) + timedelta(seconds=service.settings.results_kept_s)
-        whole = Answer(response.status_code, dict(response.headers), bytes(response.body))
-        return (lambda connection: keep_answer(connection, claim, whole, expires_at),)
-
-    try:
-        return await answer(keep)
-    except BaseException:
-        await service.ledger.run(partial(release_name, service.database, claim))
-        raise
+    return await service.ledger.run(partial(claim_name, service.database, wanted, now)) or wanted
 
 
 def read_name(headers: Headers) -> str | None:

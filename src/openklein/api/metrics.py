@@ -54,9 +54,9 @@ class Metrics:
         for stage, seconds in record.timings.items():
             histogram = self._queue_wait if stage == "queue" else self._stage_seconds.labels(stage)
             histogram.observe(seconds)
-        if (made := record.admission) and record.batch_size:
-            self._batch_size.observe(record.batch_size)
-            self._cache_hits.inc(record.prompt_cached)
+        if (made := record.admission) and (result := record.result):
+            self._batch_size.observe(result.batch_size)
+            self._cache_hits.inc(result.prompt_cached)
             self._images.labels(made.model, made.workflow).inc()
             self._megapixels.labels(made.model, made.workflow).inc(made.width * made.height / 1e6)
 

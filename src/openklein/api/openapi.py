@@ -1,4 +1,4 @@
-"""Describe POST /v1/generate for /openapi.json: its body is parsed by hand, so no framework can tell."""
+"""Describe the body of generate and of jobs for /openapi.json: it is parsed by hand, so no framework can tell."""
 
 from typing import Any
 
@@ -104,12 +104,31 @@ GENERATE: dict[str, Any] = {
 }
 
 
+TAKEN = {
+    "description": "The job is queued",
+    "headers": {
+        "Location": _header("The path of the job"),
+        "Idempotent-Replayed": GENERATE["responses"]["200"]["headers"]["Idempotent-Replayed"],
+    },
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobBody"}}},
+}
+CREATE_JOB: dict[str, Any] = {
+    **GENERATE,
+    "responses": {
+        "202": TAKEN,
+        "403": _error("The key may not generate"),
+        **{status: answer for status, answer in GENERATE["responses"].items() if status != "200"},
+    },
+}
+
+
 def complete(app: FastAPI) -> None:
     """Put into the app's schema what the framework cannot know: the body of generate, and the keys."""
     schema = app.openapi()
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     # Added afterwards, because passing through the framework would turn the largest seed into a rounded float.
     schema["paths"]["/v1/generate"]["post"] |= GENERATE
+    schema["paths"]["/v1/jobs"]["post"] |= CREATE_JOB
     for path, methods in schema["paths"].items():
         for operation in methods.values() if path.startswith("/v1/") else ():
             operation["security"] = [{"key": []}]

@@ -19,7 +19,10 @@ ENGINE_STAGES = ("text", "references", "denoise", "decode")
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
-    """One request; `route` is a template and `method` a known one, so both take few values; status 0: no answer."""
+    """One request; `route` is a template and `method` a known one, so both take few values; status 0: no answer.
+
+    A job is one too once it has ended, with the route "job" and the status that such a request would have got.
+    """
 
     request_id: str
     method: str
@@ -30,8 +33,7 @@ class RequestRecord:
     admission: Admission | None = None
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds by stage, in order, the one that failed too
     traceparent: str = ""
-    batch_size: int = 0  # of the batch that its picture was made in; 0: none was made
-    prompt_cached: bool = False
+    result: ImageResult | None = None  # the picture that was made, if any
 
     @property
     def is_probe(self) -> bool:
@@ -66,7 +68,6 @@ def record_request(
 ) -> RequestRecord:
     """Read off a request's scope what the app noted there."""
     state = scope.get("state", {})
-    result: ImageResult | None = state.get("result")
     return RequestRecord(
         request_id=request_id,
         method=scope["method"] if scope["method"] in METHODS else "other",
@@ -76,8 +77,7 @@ def record_request(
         key_id=state["key"].id if "key" in state else None,
         admission=state.get("admission"),
         timings=state.get("timings", {}),
-        batch_size=0 if result is None else result.batch_size,
-        prompt_cached=result is not None and result.prompt_cached,
+        result=state.get("result"),
         traceparent=Headers(scope=scope).get("traceparent", ""),
     )
 

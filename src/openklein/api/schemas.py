@@ -4,12 +4,24 @@ import json
 import reprlib
 import secrets
 from collections.abc import Callable, Collection
-from typing import Annotated, Any
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
 
-from openklein.contract import DEFAULT_ASPECT_RATIO, DEFAULT_MODEL, MAX_SEED, MODEL_IDS, RESOLUTIONS, SERVABLE_MODEL_IDS
+from openklein.contract import (
+    DEFAULT_ASPECT_RATIO,
+    DEFAULT_MODEL,
+    MAX_SEED,
+    MODEL_IDS,
+    RESOLUTIONS,
+    SERVABLE_MODEL_IDS,
+    Workflow,
+)
 from openklein.errors import InvalidRequest, UnknownModel
+from openklein.storage.jobs import Status
+from openklein.storage.tables import format_amount
 
 MAX_JSON_MARKS = 10_000  # brackets and commas; parsed, each may take 20 times the bytes it came in
 
@@ -119,3 +131,30 @@ class ModelBody(BaseModel):
 class ModelsBody(BaseModel):
     object: str = "list"
     data: list[ModelBody]
+
+
+class JobBody(BaseModel):
+    """A job; what is not known yet is null."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    object: Literal["job"] = "job"
+    id: str
+    status: Status
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    expires_at: datetime | None  # when it is forgotten
+    model: str
+    workflow: Workflow
+    width: int
+    height: int
+    seed: int
+    price: Annotated[Decimal, PlainSerializer(format_amount, return_type=str)] | None
+    detail: str | None
+    timings: dict[str, float]  # seconds by stage
+
+
+class JobsBody(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[JobBody]

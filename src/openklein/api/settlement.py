@@ -12,7 +12,7 @@ from openklein.contract import Workflow
 from openklein.errors import Cancelled, OpenKleinError
 from openklein.settings import Settings
 from openklein.storage.database import Database
-from openklein.storage.keys import NO_LIMITS, Key
+from openklein.storage.keys import NO_LIMITS, Limits
 from openklein.storage.limits import Reservation, reserve
 from openklein.storage.usage import SUCCEEDED, UsageRow, Write, settle
 
@@ -26,7 +26,7 @@ class Admission:
     """A request that passed every cheap check; exactly one settlement follows it."""
 
     request_id: str
-    key: Key
+    key_id: str
     model: str  # the one that answers
     workflow: Workflow
     width: int
@@ -44,13 +44,13 @@ class Ledger:
         self._database = database
         self._threads = threads
 
-    async def reserve(self, admission: Admission) -> None:
+    async def reserve(self, admission: Admission, limits: Limits) -> None:
         """Take a request out of its key's limits; raises LimitExceeded. A key without limits costs nothing."""
-        if admission.key.limits == NO_LIMITS:
+        if limits == NO_LIMITS:
             return
         wanted = Reservation(
             request_id=admission.request_id,
-            key_id=admission.key.id,
+            key_id=admission.key_id,
             started_at=admission.started_at,
             expires_at=admission.started_at + self.lease,
             images=1,
@@ -64,7 +64,7 @@ class Ledger:
         now = datetime.now(UTC)
         row = UsageRow(
             request_id=admission.request_id,
-            key_id=admission.key.id,
+            key_id=admission.key_id,
             started_at=admission.started_at,
             settled_at=now,
             model=admission.model,
@@ -79,6 +79,15 @@ class Ledger:
             outcome=outcome,
         )
         await self.run(partial(settle, self._database, row, *others))
+
+    async def write(self, *writes: Write) -> None:
+        """Do several writes in one transaction."""
+        await self.run(partial(self._write, writes))
+
+    def _write(self, writes: tuple[Write, ...]) -> None:
+        with self._database.write() as connection:
+            for write in writes:
+                write(connection)
 
     async def run(self, write: Callable[[], T]) -> T:
         """Run something that writes to the database."""

@@ -76,11 +76,11 @@ def release_name(database: Database, claim: Claim) -> None:
 def _read_answer(database: Database, wanted: Claim) -> Answer:
     with database.read() as connection:
         row = connection.execute(select(IDEMPOTENCY_KEYS).where(_is_named(wanted))).one_or_none()
-        if row is not None and row.fingerprint != wanted.fingerprint:
-            raise InvalidRequest("Idempotency-Key was used for another request; send a new one with this request.")
-        if row is None or row.answer is None:
-            raise Conflict("A request with this Idempotency-Key is still running; send it again for the same answer.")
-        body = read_file(connection, row.request_id, ANSWER)
+    if row is not None and row.fingerprint != wanted.fingerprint:
+        raise InvalidRequest("Idempotency-Key was used for another request; send a new one with this request.")
+    if row is None or row.answer is None:
+        raise Conflict("A request with this Idempotency-Key is still running; send it again for the same answer.")
+    body = read_file(database, row.request_id, ANSWER)
     if body is None:
         raise Gone("The request with this Idempotency-Key was answered, but its answer is no longer kept.")
     return Answer(**json.loads(row.answer), body=body)

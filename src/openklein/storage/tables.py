@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from decimal import Context, Decimal, Inexact, InvalidOperation
 
 from sqlalchemy import (
+    JSON,
     BigInteger,
     Column,
     DateTime,
@@ -127,5 +128,31 @@ FILES = Table(
     Column("name", String(32), primary_key=True),
     Column("content", LargeBinary, nullable=False),
     Column("size", Integer, nullable=False),
-    Column("expires_at", UtcDateTime, nullable=False, index=True),
+    Column("expires_at", UtcDateTime, index=True),
+)
+
+JOBS = Table(
+    "jobs",
+    METADATA,
+    Column("id", String(32), primary_key=True),
+    Column("key_id", String(32), nullable=False),
+    Column("created_at", UtcDateTime, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("model", String(100), nullable=False),
+    Column("workflow", String(32), nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("references", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("lease", String(32), nullable=False),
+    Column("leased_until", UtcDateTime),
+    Column("started_at", UtcDateTime),
+    Column("ended_at", UtcDateTime),
+    Column("expires_at", UtcDateTime, index=True),
+    Column("detail", Text),
+    Column("price", Dollars),
+    Column("timings", JSON, nullable=False),
+    Index("ix_jobs_due", "status", "created_at"),
+    Index("ix_jobs_own", "key_id", "created_at"),
 )

@@ -37,7 +37,7 @@ def test_the_server_answers_others_while_it_makes_a_picture(site: Site) -> None:
         assert running.result().status_code == 200
 
 
-@pytest.mark.parametrize("held", ["openklein.api.references.decode_image", "openklein.api.routes.generate.encode_png"])
+@pytest.mark.parametrize("held", ["openklein.api.references.decode_image", "openklein.api.pictures.encode_png"])
 def test_the_event_loop_is_free_while_images_are_decoded_and_encoded(
     held: str, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

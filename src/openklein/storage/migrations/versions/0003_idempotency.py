@@ -24,7 +24,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(32), primary_key=True),
         sa.Column("content", sa.LargeBinary, nullable=False),
         sa.Column("size", sa.Integer, nullable=False),
-        sa.Column("expires_at", time, nullable=False),
+        sa.Column("expires_at", time),
     )
     for table in ("idempotency_keys", "files"):
         op.create_index(f"ix_{table}_expires_at", table, ["expires_at"])
