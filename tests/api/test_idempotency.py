@@ -109,6 +109,21 @@ def test_after_a_failure_the_request_runs_again(make_site: MakeSite) -> None:
         assert outcomes(site) == ["error", "invalid_image", "succeeded"]
 
 
+def test_a_request_that_lost_its_claim_is_neither_answered_nor_charged(make_site: MakeSite) -> None:
+    answers: list[httpx.Response] = []
+    with make_site() as site:
+        with site.pipeline.held():
+            thread = threading.Thread(target=lambda: answers.append(send(site.client)))
+            thread.start()
+            wait_until(site.pipeline.is_inside.is_set)
+            with site.database.write() as connection:
+                connection.execute(IDEMPOTENCY_KEYS.update().values(request_id="another"))
+        thread.join()
+        assert "another one with its Idempotency-Key has begun" in expect_error(answers[0], 409)
+        assert [(row["outcome"], row["images"]) for row in rows(site.database)] == [("conflict", 0)]
+        assert "still running" in expect_error(send(site.client), 409)
+
+
 def test_after_a_client_left_the_request_runs_again(make_site: MakeSite) -> None:
     with make_site() as site:
         with site.pipeline.held():

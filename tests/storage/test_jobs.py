@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
+from sqlalchemy.exc import IntegrityError
 
 from openklein.errors import Conflict, QueueFull
 from openklein.storage.database import Database
@@ -162,6 +163,17 @@ def test_a_job_ends_once(database: Database) -> None:
     assert find_job(database, job.id, "a") == ended
     assert not change_job(database, job, leased_until=NOW + DAY)
     assert take(database, NOW + DAY + SECOND) is None
+
+
+def test_what_cannot_be_charged_is_not_ended(database: Database) -> None:
+    make_job(database)
+    job = taken(database)
+    settle(database, usage_row(request_id=job.id))
+    with pytest.raises(IntegrityError):
+        end(database, job)
+    assert find_job(database, job.id, "a") == job
+    assert read_file(database, job.id, IMAGE) is None
+    assert read_asked(database, job) == ASKED
 
 
 def test_of_an_ended_job_its_picture_is_kept_and_nothing_that_was_asked(database: Database) -> None:

@@ -67,6 +67,11 @@ def test_a_job_makes_the_picture_that_generate_makes(make_site: MakeSite) -> Non
         assert (row["request_id"], row["outcome"], row["references"]) == (job["id"], "succeeded", 1)
 
 
+def test_a_reference_of_the_most_extreme_form_is_taken_and_used(site: Site) -> None:
+    uri = data_uri(plain(size=(4928, 616)))  # which is made smaller, to a little over 8 to 1
+    assert ended(site.client, posted(site.client, image_uris=[uri]))["status"] == "succeeded"
+
+
 def test_the_body_may_be_a_form(site: Site) -> None:
     files = {"images": ("a.png", plain("#123456"))}
     taken = site.client.post("/v1/jobs", data=PROMPT, files=files)
