@@ -126,9 +126,9 @@ FILES = Table(
     METADATA,
     Column("request_id", String(32), primary_key=True),
     Column("name", String(32), primary_key=True),
-    Column("content", LargeBinary, nullable=False),
     Column("size", Integer, nullable=False),
     Column("expires_at", UtcDateTime, index=True),
+    Column("content", LargeBinary, nullable=False),  # last, because SQLite would read through it for the others
 )
 
 JOBS = Table(

@@ -22,9 +22,9 @@ def upgrade() -> None:
         "files",
         sa.Column("request_id", sa.String(32), primary_key=True),
         sa.Column("name", sa.String(32), primary_key=True),
-        sa.Column("content", sa.LargeBinary, nullable=False),
         sa.Column("size", sa.Integer, nullable=False),
         sa.Column("expires_at", time),
+        sa.Column("content", sa.LargeBinary, nullable=False),
     )
     for table in ("idempotency_keys", "files"):
         op.create_index(f"ix_{table}_expires_at", table, ["expires_at"])
