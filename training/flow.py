@@ -28,15 +28,16 @@ from training.scenes import Scene, Thing, default_style
 from training.synonyms import with_synonyms
 from training.wording import caption
 
-KINDS = {  # kind: its share of the steps in the first and the second half, batch size
-    "plain": (0.50, 0.15, 32),  # in the style that a prompt without a style gets
-    "text": (0.30, 0.20, 32),
-    "edit": (0.14, 0.52, 20),
-    "layout": (0.06, 0.13, 12),
+KINDS = {  # kind: its share of the steps in each stage, batch size
+    "plain": ((0.85, 0.40, 0.15), 32),  # in the style that a prompt without a style gets
+    "text": ((0.10, 0.35, 0.20), 32),
+    "edit": ((0.05, 0.18, 0.52), 20),
+    "layout": ((0.00, 0.07, 0.13), 12),
 }
+HIGH_NOISE_SHARES = (0.9, 0.6, 0.6)  # in each stage: nouns are learned there, and fastest alone
+STAGE_STARTS = (0.25, 0.5)  # of the second and the third, as shares of the run
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
-HIGH_NOISE_SHARE = 0.6
 LONG_TEXT_SHARE = 0.15
 MUON_RATE, NORM_RATE, CONTEXT_RATE, OTHER_RATE = 4e-3, 1e-2, 1e-4, 2e-3
 CONTEXT_STD = 5.0
@@ -118,7 +119,7 @@ class Pool:
         self.latents = torch.cat([((part - self.mean) / std).bfloat16() for part in torch.split(latents, 1 << 16)])
         self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
         self.rng = np.random.default_rng(seed)
-        self.half = 1
+        self.stage = 2
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
@@ -142,12 +143,12 @@ class Pool:
 
     def choose(self) -> tuple[tuple[Grid, ...], list[Sample]]:
         """Draw a kind by its share, a shape by its frequency, and samples of that shape."""
-        kind = list(KINDS)[self.rng.choice(len(KINDS), p=[row[self.half] for row in KINDS.values()])]
+        kind = list(KINDS)[self.rng.choice(len(KINDS), p=[shares[self.stage] for shares, _ in KINDS.values()])]
         shapes = self.shapes[kind]
         counts = np.array([len(samples) for samples in shapes.values()])
         shape = list(shapes)[self.rng.choice(len(shapes), p=counts / counts.sum())]
         samples = shapes[shape]
-        return shape, [samples[i] for i in self.rng.integers(len(samples), size=KINDS[kind][2])]
+        return shape, [samples[i] for i in self.rng.integers(len(samples), size=KINDS[kind][1])]
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -161,16 +162,16 @@ class Pool:
             yield Batch(target, torch.stack(references).float(), ids, mask, grid, tuple(reference_grids))
 
 
-def draw_sigma(count: int) -> Tensor:
+def draw_sigma(count: int, high_noise_share: float) -> Tensor:
     """Draw noise levels: a shifted logit-normal, and as often those where caption and references decide alone."""
     uniform = torch.sigmoid(torch.randn(count))
     shifted = SIGMA_SHIFT * uniform / (1 + (SIGMA_SHIFT - 1) * uniform)
-    return torch.where(torch.rand(count) < HIGH_NOISE_SHARE, 0.85 + 0.15 * torch.rand(count), shifted)
+    return torch.where(torch.rand(count) < high_noise_share, 0.85 + 0.15 * torch.rand(count), shifted)
 
 
-def flow_loss(model: MiniModel, batch: Batch) -> Tensor:
+def flow_loss(model: MiniModel, batch: Batch, high_noise_share: float) -> Tensor:
     """Compare the predicted velocity with noise minus picture."""
-    sigma = draw_sigma(len(batch.target))
+    sigma = draw_sigma(len(batch.target), high_noise_share)
     if torch.rand(()) < 0.5:  # as a bfloat16 pipeline rounds it
         sigma = (1000 * sigma.bfloat16()).float() / 1000
     noise = torch.randn_like(batch.target)
@@ -222,13 +223,13 @@ def train(work: Path, minutes: float) -> None:
     compile_blocks(model)
     batches = iter(pool)
     for _ in run:
-        pool.half = int(run.progress > 0.5)
+        pool.stage = sum(run.progress >= start for start in STAGE_STARTS)
         batch = next(batches)
         scale = run.learning_rate_scale(decay_from=0.75)
         for optimizer, rates in zip(optimizers, peak_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * scale
-        loss = flow_loss(model, batch)
+        loss = flow_loss(model, batch, HIGH_NOISE_SHARES[pool.stage])
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
