@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from openklein.engine.attention import attention
+from openklein.engine.bands import Bands, convolve, cut, is_worth_cutting, normaliser
 from openklein.engine.tokens import patchify, unpatchify
 
 GROUP_NORM_EPS = 1e-6
@@ -43,9 +45,24 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
-        shortcut = x if self.conv1.in_channels == self.conv1.out_channels else self.conv_shortcut(x)
-        total: Tensor = shortcut + hidden
+        total: Tensor = self._shortcut(x) + hidden
         return total
+
+    def in_bands(self, x: Bands) -> Bands:
+        """Do the same to a picture in bands, which are let go of on the way."""
+        convolved = convolve(self.conv1, normaliser(self.norm1, x), x)
+        hidden, shortcuts = [], []
+        while x:
+            shortcuts.append(self._shortcut(x[0]))
+            hidden.append(next(convolved))
+        convolved = convolve(self.conv2, normaliser(self.norm2, hidden), hidden)
+        return [band.add_(shortcuts.pop(0)) for band in convolved]
+
+    def _shortcut(self, x: Tensor) -> Tensor:
+        if self.conv1.in_channels == self.conv1.out_channels:
+            return x
+        shortcut: Tensor = self.conv_shortcut(x)
+        return shortcut
 
 
 class Attention(nn.Module):
@@ -60,9 +77,9 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = self.group_norm(x).flatten(2).transpose(1, 2).unsqueeze(1)  # (B, 1, H*W, C)
-        attended = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        hidden: Tensor = self.to_out(attended).squeeze(1).transpose(1, 2)  # (B, C, H*W)
+        tokens = self.group_norm(x).flatten(2).transpose(1, 2)  # (B, H*W, C)
+        query, key, value = (layer(tokens).unsqueeze(2) for layer in (self.to_q, self.to_k, self.to_v))
+        hidden: Tensor = self.to_out(attention(query, key, value)).transpose(1, 2)  # (B, C, H*W)
         return x + hidden.reshape(x.shape)
 
 
@@ -98,8 +115,16 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        hidden: Tensor = self.conv(double(x))
         return hidden
+
+    def in_bands(self, x: Bands) -> Bands:
+        """Do the same to a picture in bands, which are let go of on the way."""
+        return list(convolve(self.conv, double, x, scale=2))
+
+
+def double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 class DownBlock(nn.Module):
@@ -127,6 +152,12 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in [*self.resnets, *self.upsamplers]:
             x = layer(x)
+        return x
+
+    def in_bands(self, x: Bands) -> Bands:
+        """Do the same to a picture in bands, which are let go of on the way."""
+        for layer in [*self.resnets, *self.upsamplers]:
+            x = layer.in_bands(x)
         return x
 
 
@@ -172,10 +203,18 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(latents))
+        if is_worth_cutting(x):
+            return self._in_bands(cut(x))
         for block in self.up_blocks:
             x = block(x)
         image: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return image
+
+    def _in_bands(self, x: Bands) -> Tensor:
+        for block in self.up_blocks:
+            assert isinstance(block, UpBlock)
+            x = block.in_bands(x)
+        return torch.cat(list(convolve(self.conv_out, normaliser(self.conv_norm_out, x), x)), dim=2)
 
 
 class Autoencoder(nn.Module):
