@@ -1,12 +1,14 @@
 """Time the stages of the 4B beside its peers in one sitting, on one checkpoint with random weights.
 
     python -m benchmarks.random_checkpoint CHECKPOINT
-    python -m benchmarks.peers CHECKPOINT [--stages step-512 text] [--rounds 2]
+    python -m benchmarks.native_peers CHECKPOINT FOLDER
+    python -m benchmarks.peers CHECKPOINT [--native FOLDER] [--flux2c PROGRAM] [--stages step-512 text] [--rounds 2]
 
 Contenders take turns, each in a process of its own that loads nothing but the part it needs, once every round; the
 first run in a process is not counted. Ratios are of the best times, with diffusers (or transformers) in bfloat16 as 1.
-The last line on stdout is one JSON document. It takes 12 GB of memory. Linux only. stable-diffusion.cpp and
-implementations in C are not among the contenders yet.
+stable-diffusion.cpp and flux2.c, which prepare nothing in a first step, are left out unless given: `--native` is the
+folder that the second line writes for the former, `--flux2c` the latter's program. The last line on stdout is one JSON
+document. It takes 14 GB of memory. Linux only.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from transformers import Qwen3ForCausalLM
 
 from benchmarks.loading import reset_peak, status
+from benchmarks.native_peers import NATIVE, measure_c, measure_cpp, missing, versions
 from benchmarks.report import comparison_report
 from openklein.engine.catalog import KLEIN_4B
 from openklein.engine.checkpoint import fill, find_files, match, read_headers
@@ -36,7 +39,7 @@ from openklein.engine.weights import empty_modules, used_layers
 
 TEXT_TOKENS = 512
 CHOICE = DeviceChoice(torch.device("cpu"), torch.bfloat16, "asked for")
-STEP: Final = ("diffusers", "openklein", "diffusers compiled", "openklein int8")
+STEP: Final = ("diffusers", "openklein", "diffusers compiled", "openklein int8", *NATIVE)
 STAGES: Final = {  # stage: its contenders, the first of which is 1; runs that count in each process
     "step-512": (STEP, 2),
     "step-1024": (STEP, 1),
@@ -49,30 +52,34 @@ Run = Callable[[], object]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="the 4B in diffusers' layout")
+    parser.add_argument("--native", type=Path, metavar="FOLDER", help="what benchmarks.native_peers wrote")
+    parser.add_argument("--flux2c", type=Path, metavar="PROGRAM", help="flux2.c, built")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--measure", nargs=2, metavar=("STAGE", "CONTENDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(arguments.checkpoint, *arguments.measure)))
+        print(json.dumps(measure(arguments, *arguments.measure)))
         return
-    rows = [row for stage in arguments.stages for row in compare(arguments.checkpoint, stage, arguments.rounds)]
-    print(json.dumps(comparison_report("peers", rows)))
+    rows = [row for stage in arguments.stages for row in compare(arguments, stage)]
+    report = comparison_report("peers", rows)
+    report["versions"] |= versions()
+    print(json.dumps(report))
 
 
-def compare(checkpoint: Path, stage: str, rounds: int) -> list[dict[str, Any]]:
+def compare(arguments: argparse.Namespace, stage: str) -> list[dict[str, Any]]:
     """Have the contenders of a stage take turns; print and return a row for each."""
-    contenders, _ = STAGES[stage]
+    contenders = [name for name in STAGES[stage][0] if is_here(name, arguments)]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     peaks: dict[str, int] = {}
-    for _ in range(rounds):
+    for _ in range(arguments.rounds):
         for name in contenders:
-            command = [sys.executable, "-m", "benchmarks.peers", str(checkpoint), "--measure", stage, name]
+            command = [sys.executable, "-m", "benchmarks.peers", *sys.argv[1:], "--measure", stage, name]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             result = json.loads(output.splitlines()[-1])
             seconds[name] += result["seconds"]
             peaks[name] = max(peaks.get(name, 0), result["peak_mb"])
-            print(f"{stage:<12} {name:<20} {min(result['seconds']):8.2f} s {result['peak_mb']:>7} MB", flush=True)
+            print(f"{stage:<12} {name:<26} {min(result['seconds']):8.2f} s {result['peak_mb']:>7} MB", flush=True)
     base = min(seconds[contenders[0]])
     return [
         {
@@ -86,10 +93,24 @@ def compare(checkpoint: Path, stage: str, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
+def is_here(contender: str, arguments: argparse.Namespace) -> bool:
+    """Tell whether a contender can run, and print why not."""
+    lack = missing(contender, arguments.native, arguments.flux2c) if contender in NATIVE else None
+    if lack:
+        print(f"{contender} is left out: {lack}", flush=True)
+    return lack is None
+
+
 @torch.inference_mode()
-def measure(checkpoint: Path, stage: str, contender: str) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace, stage: str, contender: str) -> dict[str, Any]:
     """Load one part, run it once to warm up, then as often as counts; the peak is over what was loaded."""
     torch.manual_seed(0)
+    checkpoint: Path = arguments.checkpoint
+    if contender in NATIVE:
+        side_px, steps = int(stage.removeprefix("step-")), STAGES[stage][1]
+        if contender == "flux2.c":
+            return measure_c(checkpoint, arguments.flux2c, side_px, steps)
+        measure_cpp(checkpoint, arguments.native, contender, side_px, steps)
     make = {"text": make_text, "decode-1024": make_decode}.get(stage)
     run = make(checkpoint, contender) if make else make_step(checkpoint, contender, int(stage.removeprefix("step-")))
     run()
