@@ -13,6 +13,8 @@ document. It takes 14 GB of memory. Linux only.
 
 import argparse
 import json
+import os
+import resource
 import subprocess
 import sys
 import time
@@ -39,6 +41,7 @@ from openklein.engine.weights import empty_modules, used_layers
 
 TEXT_TOKENS = 512
 CHOICE = DeviceChoice(torch.device("cpu"), torch.bfloat16, "asked for")
+CORES: Final = os.cpu_count() or 1
 STEP: Final = ("diffusers", "openklein", "diffusers compiled", "openklein int8", *NATIVE)
 STAGES: Final = {  # stage: its contenders, the first of which is 1; runs that count in each process
     "step-512": (STEP, 2),
@@ -72,10 +75,14 @@ def compare(arguments: argparse.Namespace, stage: str) -> list[dict[str, Any]]:
     contenders = [name for name in STAGES[stage][0] if is_here(name, arguments)]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     peaks: dict[str, int] = {}
+    others: dict[str, float] = {}
     for _ in range(arguments.rounds):
         for name in contenders:
             command = [sys.executable, "-m", "benchmarks.peers", *sys.argv[1:], "--measure", stage, name]
+            started, idle, own = time.perf_counter(), idle_seconds(), time_of_children()
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            took = time.perf_counter() - started
+            others[name] = max(others.get(name, 0), CORES - (idle_seconds() - idle + time_of_children() - own) / took)
             result = json.loads(output.splitlines()[-1])
             seconds[name] += result["seconds"]
             peaks[name] = max(peaks.get(name, 0), result["peak_mb"])
@@ -88,9 +95,21 @@ def compare(arguments: argparse.Namespace, stage: str) -> list[dict[str, Any]]:
             "seconds": [round(second, 3) for second in seconds[name]],
             "times_as_fast": round(base / min(seconds[name]), 3),
             "peak_mb_over_loaded": peaks[name],
+            "cores_taken_by_others": round(others[name], 2),
         }
         for name in contenders
     ]
+
+
+def idle_seconds() -> float:
+    """Read how long cores have been idle or waiting for a disk since the machine started."""
+    _, _, _, _, idle, waiting, *_ = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    return (int(idle) + int(waiting)) / os.sysconf("SC_CLK_TCK")
+
+
+def time_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def is_here(contender: str, arguments: argparse.Namespace) -> bool:
