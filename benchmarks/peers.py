@@ -40,6 +40,7 @@ from openklein.engine.transformer import FlowTransformer
 from openklein.engine.weights import empty_modules, used_layers
 
 TEXT_TOKENS = 512
+WARM_UP_PX = 256  # as the server warms up
 CHOICE = DeviceChoice(torch.device("cpu"), torch.bfloat16, "asked for")
 CORES: Final = os.cpu_count() or 1
 STEP: Final = ("diffusers", "openklein", "diffusers compiled", "openklein int8", *NATIVE)
@@ -58,6 +59,7 @@ def main() -> None:
     parser.add_argument("--native", type=Path, metavar="FOLDER", help="what benchmarks.native_peers wrote")
     parser.add_argument("--flux2c", type=Path, metavar="PROGRAM", help="flux2.c, built")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--contenders", nargs="+", help="only these; the first that takes part in a stage is its 1")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--measure", nargs=2, metavar=("STAGE", "CONTENDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -72,7 +74,7 @@ def main() -> None:
 
 def compare(arguments: argparse.Namespace, stage: str) -> list[dict[str, Any]]:
     """Have the contenders of a stage take turns; print and return a row for each."""
-    contenders = [name for name in STAGES[stage][0] if is_here(name, arguments)]
+    contenders = [name for name in STAGES[stage][0] if takes_part(name, arguments)]
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     peaks: dict[str, int] = {}
     others: dict[str, float] = {}
@@ -112,8 +114,10 @@ def time_of_children() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def is_here(contender: str, arguments: argparse.Namespace) -> bool:
-    """Tell whether a contender can run, and print why not."""
+def takes_part(contender: str, arguments: argparse.Namespace) -> bool:
+    """Tell whether a contender is asked for and can run; print why it cannot."""
+    if arguments.contenders and contender not in arguments.contenders:
+        return False
     lack = missing(contender, arguments.native, arguments.flux2c) if contender in NATIVE else None
     if lack:
         print(f"{contender} is left out: {lack}", flush=True)
@@ -131,8 +135,11 @@ def measure(arguments: argparse.Namespace, stage: str, contender: str) -> dict[s
             return measure_c(checkpoint, arguments.flux2c, side_px, steps)
         measure_cpp(checkpoint, arguments.native, contender, side_px, steps)
     make = {"text": make_text, "decode-1024": make_decode}.get(stage)
-    run = make(checkpoint, contender) if make else make_step(checkpoint, contender, int(stage.removeprefix("step-")))
-    run()
+    if make:
+        warm_up = run = make(checkpoint, contender)
+    else:
+        warm_up, run = make_step(checkpoint, contender, int(stage.removeprefix("step-")))
+    warm_up()
     reset_peak()
     loaded, seconds = status("VmRSS"), []
     for _ in range(STAGES[stage][1]):
@@ -157,32 +164,34 @@ def load_part(checkpoint: Path, part: str, *, quantized: bool = False) -> nn.Mod
     return module.eval()
 
 
-def make_step(checkpoint: Path, contender: str, side_px: int) -> Run:
-    """Prepare one denoise step from a prompt, without references."""
-    side = side_px // KLEIN_4B.token_px
-    image = torch.randn(1, side * side, KLEIN_4B.transformer.in_channels).bfloat16()
+def make_step(checkpoint: Path, contender: str, side_px: int) -> tuple[Run, Run]:
+    """Prepare a warm-up, a smaller one where nothing is compiled, and one denoise step from a prompt."""
     text = torch.randn(1, TEXT_TOKENS, KLEIN_4B.transformer.joint_attention_dim).bfloat16()
     time_of_step = torch.full((1,), 0.75, dtype=torch.bfloat16)
+    ours: Any = None
     if contender.startswith("openklein"):
         ours = load_part(checkpoint, "transformer", quantized=contender.endswith("int8"))
-        assert isinstance(ours, FlowTransformer)
-        if contender.endswith("int8"):
-            for block in ours.blocks:
-                block.compile(fullgraph=True, dynamic=True)
-        rotary = ours.rotary(torch.cat([text_ids(TEXT_TOKENS), image_ids(side, side)]))
-        return lambda: ours(image, text, time_of_step, rotary)
-    theirs = Flux2Transformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.bfloat16)
+    else:
+        theirs = Flux2Transformer2DModel.from_pretrained(checkpoint / "transformer", torch_dtype=torch.bfloat16)
+    if contender.endswith("int8"):
+        for block in ours.blocks:
+            block.compile(fullgraph=True, dynamic=True)
     if contender.endswith("compiled"):
         for block in (*theirs.transformer_blocks, *theirs.single_transformer_blocks):
             block.compile(dynamic=False)
-    return lambda: theirs(
-        hidden_states=image,
-        encoder_hidden_states=text,
-        timestep=time_of_step,
-        img_ids=image_ids(side, side)[None],
-        txt_ids=text_ids(TEXT_TOKENS)[None],
-        return_dict=False,
-    )
+
+    def step(side_px: int) -> Run:
+        side = side_px // KLEIN_4B.token_px
+        image = torch.randn(1, side * side, KLEIN_4B.transformer.in_channels).bfloat16()
+        if ours is not None:
+            rotary = ours.rotary(torch.cat([text_ids(TEXT_TOKENS), image_ids(side, side)]))
+            return lambda: ours(image, text, time_of_step, rotary)
+        ids = {"img_ids": image_ids(side, side)[None], "txt_ids": text_ids(TEXT_TOKENS)[None]}
+        return lambda: theirs(
+            hidden_states=image, encoder_hidden_states=text, timestep=time_of_step, **ids, return_dict=False
+        )
+
+    return step(side_px if contender.endswith(("int8", "compiled")) else WARM_UP_PX), step(side_px)
 
 
 def make_text(checkpoint: Path, contender: str) -> Run:
