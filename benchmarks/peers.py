@@ -197,12 +197,12 @@ def make_step(checkpoint: Path, contender: str, side_px: int) -> tuple[Run, Run]
 def make_text(checkpoint: Path, contender: str) -> Run:
     """Prepare one prompt of 64 tokens, padded as the pipelines do."""
     ids = torch.randint(1000, (1, TEXT_TOKENS))
-    mask = (torch.arange(TEXT_TOKENS) < 64).long()[None]
+    mask = torch.arange(TEXT_TOKENS)[None] < 64
     if contender == "openklein":
         ours = load_part(checkpoint, "text_encoder")
         return lambda: ours(ids, mask)
     theirs = Qwen3ForCausalLM.from_pretrained(checkpoint / "text_encoder", dtype=torch.bfloat16)
-    return lambda: theirs(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+    return lambda: theirs(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True, use_cache=False)
 
 
 def make_decode(checkpoint: Path, contender: str) -> Run:
