@@ -126,7 +126,10 @@ def takes_part(contender: str, arguments: argparse.Namespace) -> bool:
 
 @torch.inference_mode()
 def measure(arguments: argparse.Namespace, stage: str, contender: str) -> dict[str, Any]:
-    """Load one part, run it once to warm up, then as often as counts; the peak is over what was loaded."""
+    """Load one part, run it once to warm up, then as often as counts; the peak is over what was loaded.
+
+    It counts from the warm-up on where that is the same run, since what a first run frees stays with the process.
+    """
     torch.manual_seed(0)
     checkpoint: Path = arguments.checkpoint
     if contender in NATIVE:
@@ -139,14 +142,19 @@ def measure(arguments: argparse.Namespace, stage: str, contender: str) -> dict[s
         warm_up = run = make(checkpoint, contender)
     else:
         warm_up, run = make_step(checkpoint, contender, int(stage.removeprefix("step-")))
-    warm_up()
     reset_peak()
-    loaded, seconds = status("VmRSS"), []
+    loaded, mapped = status("VmRSS"), status("RssFile")
+    warm_up()
+    if warm_up is not run:
+        reset_peak()
+        loaded, mapped = status("VmRSS"), status("RssFile")
+    seconds = []
     for _ in range(STAGES[stage][1]):
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": seconds, "peak_mb": round((status("VmHWM") - loaded) / 1e6)}
+    read = status("RssFile") - mapped  # of mapped weights, which are not the run's own
+    return {"seconds": seconds, "peak_mb": round((status("VmHWM") - loaded - read) / 1e6)}
 
 
 def load_part(checkpoint: Path, part: str, *, quantized: bool = False) -> nn.Module:
