@@ -1,172 +1,288 @@
-"""Measure klein-mini as it ships, at fixed seeds: contact sheets, and figures on one JSON line.
+"""Measure what klein-mini does against what it was asked, group by group, at fixed seeds.
 
-`python -m training.evaluate --work FOLDER --to docs/klein-mini` writes into the second folder:
-  smoke.png, smoke_key.json   the plain prompts, shuffled, and which is which (for a blind reader)
-  backgrounds.png, edits.png, more_edits.png, references.png, aspects.png
-  readme.png                  drawn and edited pictures for the README
+Names are judged by `training.judge`, which never saw a generated picture; everything else is measured in pixels
+against the true outcome, which is known because prompts and references come from scenes.
+`python -m training.evaluate --work FOLDER --to docs/klein-mini` writes figures.json, a sheet for each group, and a
+page of failures.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
-from itertools import cycle
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from openklein.contract import MINI_MODEL, RESOLUTIONS
-from openklein.engine.pipeline import Pipeline
-from openklein.engine.types import ImageRequest
-from openklein.engine.weights import load_pipeline
-from training.data import STYLES, load_sprites, read_concepts
-from training.families import POSED_SIZE, shown_styles
-from training.measures import DELTA_E_LIMIT, Pixels, border, delta_e, psnr
-from training.scenes import COLOURS, SQUARE, Scene, Thing, mask_and_paint, paint
+from openklein.engine.catalog import KLEIN_MINI
+from openklein.engine.device import choose_device
+from openklein.engine.weights import load_card, load_pipeline
+from training.art import HELD_OUT_PHOTOS
+from training.bench import SEED, Bench, Case, Verdicts, make, shrink
+from training.data import STYLES
+from training.export import export
+from training.families import POSED_SIZE, changed_scenes, joined_things, two_things
+from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
+from training.scenes import COLOURS, SQUARE, Scene, Thing, Tone, apply_tone, arrange, default_style
+from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
-PROMPTS_FILE = Path(__file__).with_name("prompts") / "smoke.txt"
-THUMBNAIL_PX = 192
-OBJECT_PSNR_DB = 20.0
-EDIT_CASES = 40
-SHOWN = ("a lion", "a strawberry", "a soccer ball", "a hamburger", "a penguin on a light blue background")
-
-
-def make(pipeline: Pipeline, prompt: str, seed: int, *references: Image.Image, aspect: str = "square") -> Image.Image:
-    return pipeline.generate(ImageRequest(prompt, *RESOLUTIONS[aspect], seed, references)).image
+HELD_OUT_WORDS = Path(__file__).with_name("prompts") / "held_out"
+TEACHER_STEPS, TEACHER_GUIDANCE = 30, 2.0
+Shares = dict[str, float]
 
 
-def sheet(pictures: list[Image.Image], columns: int, path: Path) -> None:
-    """Write pictures row by row as one small PNG."""
-    rows = -(-len(pictures) // columns)
-    canvas = Image.new("RGB", (columns * THUMBNAIL_PX, rows * THUMBNAIL_PX), "white")
-    for i, picture in enumerate(pictures):
-        small = picture.copy()
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-        canvas.paste(small, (i % columns * THUMBNAIL_PX, i // columns * THUMBNAIL_PX))
-    canvas.save(path, optimize=True)
+def alone(thing: int, style: int, background: str = "white") -> Scene:
+    return Scene((Thing(thing, style, POSED_SIZE),), background, SQUARE)
 
 
-def plain_prompts(pipeline: Pipeline, prompts: list[str], sprites: Pixels, folder: Path) -> float:
-    """Draw the plain prompts, shuffled for a blind reader; return the share nearest to a real render of its thing."""
-    order = np.random.default_rng(32).permutation(len(prompts))
-    pictures = [make(pipeline, prompts[i], seed=0) for i in order]
-    sheet(pictures, 8, folder / "smoke.png")
-    key = {f"row {n // 8 + 1}, column {n % 8 + 1}": prompts[i] for n, i in enumerate(order)}
-    (folder / "smoke_key.json").write_text(json.dumps(key, indent=1) + "\n")
-    concepts = read_concepts()
-    names = [[name.lower() for name in (concept.label, *concept.aliases)] for concept in concepts]
-    renders = np.stack([thumbnail(render) for render in real_renders(sprites)])  # thing by thing, a row for each style
-    nearest = [int(((renders - thumbnail(picture)) ** 2).sum(1).argmin()) // len(STYLES) for picture in pictures]
-    wanted = [prompts[i].split(" ", 1)[1] for i in order]
-    return sum(name in names[thing] for name, thing in zip(wanted, nearest, strict=True)) / len(prompts)
+def named(bench: Bench, thing: int, style: int) -> str:
+    return f"{list(STYLES)[style]} {bench.concepts[thing].label.lower()}"
 
 
-def real_renders(sprites: Pixels) -> Iterator[Image.Image]:
-    """Paint every thing in every style as captions describe it, on white."""
-    for concept, style in np.ndindex(*sprites.shape[:2]):
-        yield Image.fromarray(paint(Scene((Thing(concept, style, POSED_SIZE),), "white", SQUARE), sprites))
+def name_things(bench: Bench, group: str, cases: list[Case]) -> Shares:
+    """Draw things, and see how often the judge names each first, and among its first five."""
+    results = bench.run(cases, group)
+    ranks = bench.ranks(results, [case.target.things[0] for case in cases])
+    return {"top_1": float((ranks == 0).mean()), "top_5": bench.share(group, cases, results, ranks < 5)}
 
 
-def thumbnail(picture: Image.Image) -> NDArray[np.float32]:
-    """Give a picture's pixels at 48 x 48, in a row."""
-    return np.asarray(picture.resize((48, 48), Image.Resampling.BOX), np.float32).ravel()
+def one_thing(bench: Bench, group: str, *, held_out: bool = False) -> Shares:
+    pairs = bench.pairs(held_out=held_out)
+    return name_things(bench, group, [Case(named(bench, *pair), alone(*pair)) for pair in pairs])
 
 
-def background_colours(pipeline: Pipeline, prompts: list[str], folder: Path) -> float:
-    """Ask for a colour behind each thing; return the share that came out within DELTA_E_LIMIT."""
-    pictures, right = [], 0
-    for prompt, colour in zip(prompts, cycle(COLOURS), strict=False):
-        picture = make(pipeline, f"{prompt} on a {colour} background", seed=1)
-        right += delta_e(border(np.asarray(picture)), colour) < DELTA_E_LIMIT
-        pictures.append(picture)
-    sheet(pictures, 8, folder / "backgrounds.png")
-    return right / len(prompts)
-
-
-def source_picture(sprites: Pixels, scene: Scene) -> tuple[Image.Image, NDArray[np.bool_]]:
-    """Paint a real picture at output size, and where its thing is, a little inside the edge."""
-    painted, covered = mask_and_paint(scene, sprites)
-    size = RESOLUTIONS["square"]
-    picture = Image.fromarray(painted).resize(size, Image.Resampling.BICUBIC)
-    mask = Image.fromarray((covered > 0.98).astype(np.uint8) * 255).resize(size, Image.Resampling.BOX)
-    return picture, np.asarray(mask) == 255
-
-
-def background_edits(pipeline: Pipeline, sprites: Pixels, folder: Path) -> dict[str, float]:
-    """Change the background of real pictures; count those with the colour right and the thing kept."""
-    rng = np.random.default_rng(7)
-    concepts, names = read_concepts(), list(COLOURS)
-    pictures, kept, coloured, both = [], 0, 0, 0
-    for _ in range(EDIT_CASES):
-        concept = int(rng.integers(len(concepts)))
-        style = int(rng.choice(shown_styles(concepts[concept]) or [0]))
-        before, after = rng.choice(len(names), 2, replace=False)
-        scene = Scene((Thing(concept, style, 0.8),), names[before], SQUARE)
-        source, inside = source_picture(sprites, scene)
-        result = make(pipeline, f"change the background to {names[after]}", 2, source)
-        pixels = np.asarray(result)
-        is_kept = psnr(pixels[inside], np.asarray(source)[inside]) >= OBJECT_PSNR_DB
-        is_coloured = delta_e(border(pixels), names[after]) < DELTA_E_LIMIT
-        kept, coloured, both = kept + is_kept, coloured + is_coloured, both + (is_kept and is_coloured)
-        pictures += [source, result]
-    sheet(pictures[:48], 8, folder / "edits.png")
-    return {"object_kept": kept / EDIT_CASES, "colour_right": coloured / EDIT_CASES, "both": both / EDIT_CASES}
-
-
-def other_edits(pipeline: Pipeline, sprites: Pixels, folder: Path) -> None:
-    """Show mirror, greyscale, restyle, and two to four references together."""
-    labels = {concept.label: i for i, concept in enumerate(read_concepts())}
-    things = [labels[name] for name in ("dog", "red apple", "rocket", "penguin")]
-    sources = [
-        source_picture(sprites, Scene((Thing(concept, style, 0.8),), colour, SQUARE))[0]
-        for concept, style, colour in zip(things, (0, 1, 2, 0), ("white", "yellow", "light blue", "white"), strict=True)
+def synonyms(bench: Bench) -> Shares:
+    """Ask for things by a name of theirs other than the first, in the style that they get without one."""
+    chosen = bench.rng.permutation([i for i, concept in enumerate(bench.concepts) if concept.aliases])[: bench.size]
+    cases = [
+        Case(word_noun(bench.concepts[i].aliases[-1].lower()), alone(i, default_style(bench.concepts[i])))
+        for i in chosen
     ]
-    pictures = []
-    for source in sources:
-        pictures.append(source)
-        for instruction in ("mirror the image", "make it black and white", *(f"make it {style}" for style in STYLES)):
-            pictures.append(make(pipeline, instruction, 3, source))
-    sheet(pictures, 6, folder / "more_edits.png")
-    groups = [
-        (sources[:2], "put them side by side"),
-        (sources[:3], "put them in a row on a light blue background"),
-        (sources, "put them in a grid"),
-        (sources[2:], "put them in a row on a yellow background"),
+    return name_things(bench, "synonyms", cases)
+
+
+def teacher(bench: Bench) -> Shares:
+    """Draw the seen pairs with the model before its distillation, in thirty guided steps."""
+    export(bench.work, bench.work / "teacher", "flow")
+    card = replace(KLEIN_MINI, steps=TEACHER_STEPS, guidance=TEACHER_GUIDANCE)
+    student, bench.pipeline = bench.pipeline, load_card(card, bench.work / "teacher", choose_device())
+    bench.rng = np.random.default_rng(2026)  # the same pairs as the student's
+    shares = one_thing(bench, "teacher")
+    bench.pipeline = student
+    return shares
+
+
+def aspects(bench: Bench) -> Shares:
+    pairs, shares = bench.pairs(), {}
+    for aspect in RESOLUTIONS:
+        cases = [Case(named(bench, *pair), alone(*pair), aspect=aspect) for pair in pairs]
+        shares[aspect] = name_things(bench, f"aspect_{aspect.replace(':', '_')}", cases)["top_1"]
+    return shares
+
+
+def backgrounds(bench: Bench) -> Shares:
+    cases = [
+        Case(f"{word_noun(bench.concepts[i].label.lower())} on a {colour} background", alone(i, 0, str(colour)))
+        for (i, _), colour in zip(bench.pairs(), np.resize(list(COLOURS), bench.size), strict=False)
     ]
-    sheet([make(pipeline, text, 4, *references) for references, text in groups], 4, folder / "references.png")
-
-
-def first_screen(pipeline: Pipeline, folder: Path) -> None:
-    """Draw from prompts, and edit what was drawn."""
-    drawn = [make(pipeline, prompt, 0) for prompt in SHOWN]
-    pictures = [
-        *drawn,
-        make(pipeline, "change the background to teal", 0, drawn[0]),
-        make(pipeline, "make it black and white", 0, drawn[0]),
-        make(pipeline, "mirror the image", 0, drawn[-1]),
+    results = bench.run(cases, "backgrounds")
+    distances = [
+        delta_e(border(np.asarray(result)), case.target.background) for result, case in zip(results, cases, strict=True)
     ]
-    sheet(pictures, 8, folder / "readme.png")
+    return {"right": bench.share("backgrounds", cases, results, np.array(distances) < DELTA_E_LIMIT)}
 
 
-def evaluate(work: Path, folder: Path) -> None:
+def two_side_by_side(bench: Bench) -> Shares:
+    """Ask for two things side by side; look for each on its own side, and on either."""
+    cases = []
+    for (one, style), (two, _) in zip(bench.pairs(), bench.pairs(), strict=True):
+        things = (Thing(one, style, 0.47, x=0.26), Thing(two, style, 0.47, x=0.74))
+        left, right = (word_noun(bench.concepts[i].label.lower()) for i in (one, two))
+        cases.append(Case(f"{left} to the left of {right}", Scene(things, "white", SQUARE)))
+    results = bench.run(cases, "pairs")
+    here = [bench.ranks(results, [case.target.things[side] for case in cases]) < 5 for side in (0, 1)]
+    there = [bench.ranks(results, [case.target.mirror().things[side] for case in cases]) < 5 for side in (0, 1)]
+    return {
+        "both_present": float(((here[0] | there[0]) & (here[1] | there[1])).mean()),
+        "positions_right": bench.share("pairs", cases, results, here[0] & here[1]),
+    }
+
+
+def counts(bench: Bench) -> Shares:
+    """Ask for one to four of a thing; one of several parts counts as many, so compare with as many real ones."""
+    cases = []
+    for number, (thing, _) in enumerate(bench.pairs()):
+        count, noun = 1 + number % 4, bench.concepts[thing].label.lower()
+        things = [Thing(thing, default_style(bench.concepts[thing]), POSED_SIZE)] * count
+        prompt = f"{NUMBERS[count]} {noun if count == 1 else plural(noun)}"
+        cases.append(Case(prompt, Scene(arrange(things, "row", SQUARE), "white", SQUARE)))
+    results = bench.run(cases, "counts")
+    right = [
+        count_parts(np.asarray(result)) == count_parts(np.asarray(bench.picture(case.target)))
+        for result, case in zip(results, cases, strict=True)
+    ]
+    return {"right": bench.share("counts", cases, results, np.array(right))}
+
+
+def restyled(bench: Bench, scene: Scene) -> Scene:
+    """Redraw the thing of a scene in its next style."""
+    (thing,) = scene.things
+    shown = [*bench.styles[thing.concept], thing.style]
+    return replace(scene, things=(replace(thing, style=shown[(shown.index(thing.style) + 1) % len(shown)]),))
+
+
+def edit_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
+    """Make every kind of edit of one thing and of two."""
+    names = list(COLOURS)
+    for number, (thing, style) in enumerate(bench.pairs()):
+        base = alone(thing, style, names[number % len(names)])
+        edits: list[tuple[str, Scene]] = list(changed_scenes(base, bench.rng))
+        edits.append(("background", replace(base, background=names[(number + 5) % len(names)])))
+        edits.append(("tone", replace(base, tone="greyscale")))
+        edits.append(("restyle", restyled(bench, base)))
+        for change, after in edits:
+            if after != base:
+                prompt = word_edit(change, base, after, bench.concepts, bench.rng)  # type: ignore[arg-type]
+                yield (after.tone or change), Case(prompt, after, (base,))
+        family = two_things([(thing, style), *bench.pairs()[:2]], bench.rng)
+        for sample in family.samples:
+            if sample.change in ("add", "remove", "replace"):
+                before, after = family.scenes[sample.references[0]], family.scenes[sample.target]
+                prompt = word_edit(sample.change, before, after, bench.concepts, bench.rng)
+                yield sample.change, Case(prompt, after, (before,))
+
+
+def judge_edits(bench: Bench, change: str, cases: Sequence[Case], results: Sequence[Image.Image]) -> Verdicts:
+    """Tell which edits are right: by name where something new is drawn, in pixels everywhere else.
+
+    A restyled thing has to be named right, and be nearer to itself in the style asked for than in any other.
+    """
+    if change in ("add", "replace"):
+        return bench.all_in_place(results, cases)
+    if change == "restyle":
+        right = [nearest_style(bench, result, case) for result, case in zip(results, cases, strict=True)]
+        return np.array(right) & bench.all_in_place(results, cases)
+    pictures = ((r, bench.paint(c.target), bench.paint(c.sources[0])) for r, c in zip(results, cases, strict=True))
+    return np.array([is_exact(*triple) for triple in pictures])
+
+
+def nearest_style(bench: Bench, result: Image.Image, case: Case) -> bool:
+    (thing,) = case.target.things
+    real = [bench.paint(replace(case.target, things=(replace(thing, style=i),))) for i in range(len(STYLES))]
+    return int(np.argmax([psnr(shrink(result, picture), picture) for picture in real])) == thing.style
+
+
+def edits(bench: Bench) -> Shares:
+    by_change: dict[str, list[Case]] = {}
+    for change, case in edit_cases(bench):
+        by_change.setdefault(change, []).append(case)
+    shares = {}
+    for change, cases in by_change.items():
+        group = f"edit_{change}"
+        results = bench.run(cases, group)
+        shares[change] = bench.share(group, cases, results, judge_edits(bench, change, cases, results))
+        if change == "background":
+            decibels = [bench.object_psnr(result, case) for result, case in zip(results, cases, strict=True)]
+            shares["object_psnr_db"] = float(np.mean(decibels))
+    return shares
+
+
+def references(bench: Bench) -> Shares:
+    """Make one picture of several; everything has to be recognised in its place."""
+    by_change: dict[str, list[Case]] = {}
+    pairs = [*bench.pairs(), *bench.pairs()]
+    for number in range(bench.size // 2):
+        things = [Thing(*pairs[i % len(pairs)], POSED_SIZE) for i in range(3 * number, 3 * number + 2 + number % 3)]
+        sources = tuple(Scene((thing,), "white", SQUARE) for thing in things)
+        for layout in ("row", "grid") if len(things) > 2 else ("row",):
+            target = Scene(arrange(things, layout, SQUARE), "white", SQUARE)
+            by_change.setdefault(layout, []).append(Case(f"put them in a {layout}", target, sources))
+        family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], bench.rng)
+        for sample in family.samples:
+            assert sample.change in ("insert", "place", "stack")
+            shown = tuple(family.scenes[i] for i in sample.references)
+            case = Case(word_join(sample.change, bench.rng), family.scenes[sample.target], shown)
+            by_change.setdefault(sample.change, []).append(case)
+    shares = {}
+    for change, cases in by_change.items():
+        results = bench.run(cases, f"references_{change}")
+        shares[change] = bench.share(f"references_{change}", cases, results, bench.all_in_place(results, cases))
+    return shares
+
+
+def held_out_words(bench: Bench) -> Shares:
+    """Ask in words that no training prompt has used."""
+    captions = (HELD_OUT_WORDS / "captions.txt").read_text("utf-8").splitlines()
+    pairs = bench.pairs()
+    cases = [
+        Case(captions[n % len(captions)].format(thing=word_noun(named(bench, *pair))), alone(*pair))
+        for n, pair in enumerate(pairs)
+    ]
+    shares = {f"caption_{name}": share for name, share in name_things(bench, "words_caption", cases).items()}
+    words: dict[str, list[str]] = {}
+    for line in (HELD_OUT_WORDS / "edits.txt").read_text("utf-8").splitlines():
+        change, _, text = line.partition(" | ")
+        words.setdefault(change, []).append(text)
+    by_change: dict[str, list[Case]] = {}
+    for change, case in edit_cases(bench):
+        if change in words:
+            chosen = by_change.setdefault(change, [])
+            (thing, *_), text = case.target.things, words[change][len(chosen) % len(words[change])]
+            colour = thing.tint or case.target.background
+            chosen.append(replace(case, prompt=text.format(colour=colour, style=list(STYLES)[thing.style])))
+    for change, cases in by_change.items():
+        results = bench.run(cases, f"words_{change}")
+        verdicts = judge_edits(bench, change, cases, results)
+        shares[change] = bench.share(f"words_{change}", cases, results, verdicts)
+    return shares
+
+
+def photographs(bench: Bench) -> Shares:
+    """Edit the tone of photographs that were held out; give dB against the true result."""
+    decibels = {}
+    tones: dict[str, Tone] = {"make it black and white": "greyscale", "make it brighter": "brighten"}
+    for name in HELD_OUT_PHOTOS:
+        photo = Image.open(bench.work / "photos" / f"{Path(name).stem}.png").convert("RGB")
+        side = min(photo.size)
+        photo = photo.crop((0, 0, side, side)).resize(RESOLUTIONS["square"], Image.Resampling.LANCZOS)
+        for prompt, tone in tones.items():
+            truth = apply_tone(np.asarray(photo, np.float32), tone).round().astype(np.uint8)
+            result = make(bench.pipeline, prompt, SEED, photo)
+            decibels[f"{Path(name).stem}_{tone}"] = psnr(np.asarray(result), truth)
+    return decibels
+
+
+def evaluate(work: Path, folder: Path, things: int, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline = load_pipeline(MINI_MODEL, Path("/nonexistent"))
-    prompts = PROMPTS_FILE.read_text("utf-8").splitlines()
-    sprites = load_sprites(work)
-    figures = {"nearest_render_right": plain_prompts(pipeline, prompts, sprites, folder)}
-    figures["background_colour_right"] = background_colours(pipeline, prompts, folder)
-    figures |= {f"edit_{name}": share for name, share in background_edits(pipeline, sprites, folder).items()}
-    other_edits(pipeline, sprites, folder)
-    first_screen(pipeline, folder)
-    wide = [make(pipeline, prompt, 5, aspect=aspect) for prompt, aspect in zip(prompts, RESOLUTIONS, strict=False)]
-    sheet(wide, 4, folder / "aspects.png")
-    print(json.dumps({"model": MINI_MODEL, "dtype": str(pipeline.choice.dtype), **figures}))
+    bench = Bench(work, folder, load_pipeline(MINI_MODEL, Path("/nonexistent")), things, size)
+    figures: dict[str, Shares] = {
+        "seen": one_thing(bench, "seen"),
+        "teacher": teacher(bench),
+        "held_out": one_thing(bench, "held_out", held_out=True),
+        "synonyms": synonyms(bench),
+        "held_out_words": held_out_words(bench),
+        "backgrounds": backgrounds(bench),
+        "pairs": two_side_by_side(bench),
+        "counts": counts(bench),
+        "edits": edits(bench),
+        "references": references(bench),
+        "photographs": photographs(bench),
+        "aspects": aspects(bench),
+    }
+    bench.write_failures()
+    rounded = {group: {name: round(value, 4) for name, value in row.items()} for group, row in figures.items()}
+    report = {"model": MINI_MODEL, "things": len(bench.concepts), "cases_per_group": size, **rounded}
+    (folder / "figures.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder of training.data")
-    parser.add_argument("--to", type=Path, required=True, help="folder for the sheets")
+    parser.add_argument("--work", type=Path, required=True, help="folder of training.judge and training.flow")
+    parser.add_argument("--to", type=Path, required=True, help="folder for the figures and sheets")
+    parser.add_argument("--things", type=int, default=10_000, help="count the first so many things alone")
+    parser.add_argument("--size", type=int, default=100, help="cases in each group")
     arguments = parser.parse_args()
-    evaluate(arguments.work, arguments.to)
+    evaluate(arguments.work, arguments.to, arguments.things, arguments.size)

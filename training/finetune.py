@@ -28,10 +28,10 @@ from openklein.engine.tokens import Grid, pack
 from openklein.engine.weights import model_folder
 from training.checkpoints import Average, Run
 from training.distill import descend
-from training.evaluate import PROMPTS_FILE
 from training.export import sixteen_bit
 from training.flow import Batch, MiniModel
 from training.guidance import GuidedTeacher
+from training.showcase import PROMPTS_FILE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH = 8

@@ -35,7 +35,7 @@ KINDS = {  # kind: its share of the steps in each stage, batch size
     "layout": ((0.00, 0.07, 0.13), 12),
 }
 HIGH_NOISE_SHARES = (0.9, 0.6, 0.6)  # in each stage: nouns are learned there, and fastest alone
-STAGE_STARTS = (0.25, 0.5)  # of the second and the third, as shares of the run
+STAGE_STARTS = (0.57, 0.71)  # of the second and the third, as shares of the run
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15

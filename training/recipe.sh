@@ -16,4 +16,6 @@ python -m training.flow --work "$work" --minutes 480
 python -m training.distill --work "$work" --minutes 15
 python -m training.autoencoder full --work "$work" --minutes 6
 python -m training.export --work "$work" --to src/openklein/weights/klein_mini
+python -m training.judge --work "$work" --minutes 45
 python -m training.evaluate --work "$work" --to docs/klein-mini
+python -m training.showcase --to docs/klein-mini

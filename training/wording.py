@@ -44,6 +44,10 @@ def with_article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
+def word_noun(noun: str) -> str:
+    return noun if noun.endswith("s") else with_article(noun)
+
+
 def plural(noun: str) -> str:
     if noun.endswith(("s", "x", "ch", "sh")):
         return f"{noun}es" if not noun.endswith("s") else noun

@@ -14,7 +14,8 @@ from openklein.contract import MINI_MODEL, RESOLUTIONS
 from openklein.engine.device import choose_device
 from openklein.engine.types import ImageRequest
 from openklein.engine.weights import load_pipeline
-from training import autoencoder, data, distill, export, finetune, flow, pool, text, tokenizer
+from training import autoencoder, data, distill, evaluate, export, finetune, flow, judge, pool, text, tokenizer
+from training.art import HELD_OUT_PHOTOS
 from training.data import EMOJIBASE, SPRITE_PX, STYLES
 from training.finetune import SHIPPED
 
@@ -33,7 +34,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     np.save(tmp_path / "sprites.npy", np.stack(pictures).reshape(THINGS, len(STYLES), SPRITE_PX, SPRITE_PX, 4))
     np.save(tmp_path / "art.npy", np.stack(pictures[:2]))
     (tmp_path / "photos").mkdir()
-    Image.fromarray(rng.integers(0, 256, (SPRITE_PX, SPRITE_PX, 3), np.uint8)).save(tmp_path / "photos" / "noise.png")
+    for name in ("noise.png", *HELD_OUT_PHOTOS):
+        noise = rng.integers(0, 256, (SPRITE_PX, SPRITE_PX, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "photos" / f"{Path(name).stem}.png")
     (tmp_path / "synonyms.json").write_text('{"thing 1": ["gadget"]}')
     dictionary = tmp_path / "packages" / EMOJIBASE.partition("@")[0] / "en"
     dictionary.mkdir(parents=True)
@@ -72,6 +75,15 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(work: Path, tmp_path: Pat
         assert torch.load(work / run / "last.pt", weights_only=True)["step"] >= 1
 
     pipeline = load_pipeline(MINI_MODEL, tmp_path / "models", choose_device("cpu", torch.float32))
+    judge.train(work, MINUTES)
+    evaluate.evaluate(work, tmp_path / "figures", things=THINGS, size=2)
+    figures = json.loads((tmp_path / "figures" / "figures.json").read_text())
+    assert (figures["things"], figures["cases_per_group"]) == (THINGS, 2)
+    assert set(figures["references"]) == {"row", "insert", "place", "stack"}
+    assert {share for name in ("seen", "pairs", "aspects") for share in figures[name].values()} <= {0, 0.5, 1}
+    page = (tmp_path / "figures" / "failures.md").read_text()
+    assert ("| references_stack |" in page) == (figures["references"]["stack"] < 1)
+
     drawn = pipeline.generate(ImageRequest("a thing 3", *RESOLUTIONS["square"], 0)).image
     edited = pipeline.generate(ImageRequest("mirror it", *RESOLUTIONS["portrait"], 0, (drawn,))).image
     assert (drawn.size, edited.size) == (RESOLUTIONS["square"], RESOLUTIONS["portrait"])

@@ -1,0 +1,51 @@
+"""Draw the pictures of the README and of klein-mini's card, from prompts alone.
+
+`python -m training.showcase --to docs/klein-mini` writes into that folder:
+  readme.png                  drawn and edited pictures
+  smoke.png, smoke_key.json   the plain prompts, shuffled, and which is which (for a blind reader)
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from openklein.contract import MINI_MODEL
+from openklein.engine.pipeline import Pipeline
+from openklein.engine.weights import load_pipeline
+from training.bench import make, sheet
+
+PROMPTS_FILE = Path(__file__).with_name("prompts") / "smoke.txt"
+THUMBNAIL_PX = 192
+SHOWN = ("a lion", "a strawberry", "a soccer ball", "a hamburger", "a penguin on a light blue background")
+
+
+def plain_prompts(pipeline: Pipeline, folder: Path) -> None:
+    """Draw the plain prompts, shuffled for a blind reader."""
+    prompts = PROMPTS_FILE.read_text("utf-8").splitlines()
+    order = np.random.default_rng(32).permutation(len(prompts))
+    sheet([make(pipeline, prompts[i], seed=0) for i in order], 8, folder / "smoke.png", THUMBNAIL_PX)
+    key = {f"row {n // 8 + 1}, column {n % 8 + 1}": prompts[i] for n, i in enumerate(order)}
+    (folder / "smoke_key.json").write_text(json.dumps(key, indent=1) + "\n")
+
+
+def first_screen(pipeline: Pipeline, folder: Path) -> None:
+    """Draw from prompts, and edit what was drawn."""
+    drawn = [make(pipeline, prompt, 0) for prompt in SHOWN]
+    edited = [
+        make(pipeline, "change the background to teal", 0, drawn[0]),
+        make(pipeline, "make it black and white", 0, drawn[0]),
+        make(pipeline, "mirror the image", 0, drawn[-1]),
+    ]
+    sheet([*drawn, *edited], 8, folder / "readme.png", THUMBNAIL_PX)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--to", type=Path, required=True, help="folder for the pictures")
+    folder = parser.parse_args().to
+    folder.mkdir(parents=True, exist_ok=True)
+    pipeline = load_pipeline(MINI_MODEL, Path("/nonexistent"))
+    plain_prompts(pipeline, folder)
+    first_screen(pipeline, folder)
