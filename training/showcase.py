@@ -1,15 +1,18 @@
-"""Draw the pictures of the README and of klein-mini's card, from prompts alone.
+"""Draw the pictures of the README, of klein-mini's card and of the page's templates, from prompts alone.
 
 `python -m training.showcase --to docs/klein-mini` writes into that folder:
   readme.png                  drawn and edited pictures
   smoke.png, smoke_key.json   the plain prompts, shuffled, and which is which (for a blind reader)
+and beside the page's `templates.json` a picture for each template.
 """
 
 import argparse
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from openklein.contract import MINI_MODEL
 from openklein.engine.pipeline import Pipeline
@@ -17,6 +20,7 @@ from openklein.engine.weights import load_pipeline
 from training.bench import make, sheet
 
 PROMPTS_FILE = Path(__file__).with_name("prompts") / "smoke.txt"
+TEMPLATES = Path(str(files("openklein"))) / "playground" / "templates"
 THUMBNAIL_PX = 192
 SHOWN = ("a lion", "a strawberry", "a soccer ball", "a hamburger", "a penguin on a light blue background")
 
@@ -41,6 +45,17 @@ def first_screen(pipeline: Pipeline, folder: Path) -> None:
     sheet([*drawn, *edited], 8, folder / "readme.png", THUMBNAIL_PX)
 
 
+def templates(pipeline: Pipeline) -> None:
+    """Make the page's templates in order; later ones edit what earlier ones made."""
+    made: dict[str, Image.Image] = {}
+    for template in json.loads((TEMPLATES / "templates.json").read_text("utf-8")):
+        sources = [made[name] for name in template["sources"]]
+        picture = make(pipeline, template["prompt"], template["seed"], *sources, aspect=template["aspect_ratio"])
+        path = TEMPLATES / f"{template['name']}.webp"
+        picture.save(path, quality=88, method=6)
+        made[template["name"]] = Image.open(path).convert("RGB")  # as the page will send it
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--to", type=Path, required=True, help="folder for the pictures")
@@ -49,3 +64,4 @@ if __name__ == "__main__":
     pipeline = load_pipeline(MINI_MODEL, Path("/nonexistent"))
     plain_prompts(pipeline, folder)
     first_screen(pipeline, folder)
+    templates(pipeline)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -72,6 +73,20 @@ def test_a_picture_is_made_then_edited_and_told_as_curl(browser: Browser, server
     assert {entry for entry in entries if not entry.startswith((server.url, f"blob:{server.url}", "data:"))} == set()
     browser.resize(320, 640)
     assert browser.run("return document.documentElement.scrollWidth") == 320
+
+
+def test_a_template_fills_the_form(browser: Browser, server: Server) -> None:
+    browser.open(server.url)
+    browser.clear("#key")
+    browser.type("#key", server.key)
+    wait_until(lambda: browser.run("return document.querySelectorAll('#templates img').length") > 0)
+    browser.click("#templates button[title='change the background to teal']")
+    wait_until(lambda: browser.run("return document.querySelectorAll('#thumbnails img').length") == 1)
+    assert browser.run("return document.querySelector('#prompt').value") == "change the background to teal"
+    browser.click("#send")
+    wait_until(lambda: "image-to-image" in browser.text("#result"), timeout_s=60)
+    red, green, blue = (int(channel.mean()) for channel in np.moveaxis(np.asarray(shown(browser))[:16, :16], -1, 0))
+    assert red < 90 < min(green, blue), "teal"
 
 
 def test_a_wrong_key_is_told_where_it_was_typed(browser: Browser, server: Server) -> None:

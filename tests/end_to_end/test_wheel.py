@@ -14,6 +14,8 @@ CARRIED = [
     "openklein/playground/index.html",
     "openklein/playground/app.js",
     "openklein/playground/style.css",
+    "openklein/playground/templates/templates.json",
+    "openklein/playground/templates/lion.webp",
     "openklein/storage/migrations/env.py",
     "openklein/storage/migrations/versions/0001_keys.py",
     "openklein/weights/klein_mini/README.md",

@@ -1,4 +1,5 @@
 // The page speaks the public API alone: POST /v1/generate, and /health/ready for the name of the model.
+// Beside it lie templates: requests to start from, with the pictures that klein-mini made of them.
 
 const ASKED_MODEL = "flux2-klein-4b";
 const KEY_SLOT = "openklein-key";
@@ -6,9 +7,11 @@ const ASK_AGAIN_MS = 2000;
 
 const byId = (id) => document.getElementById(id);
 const [form, key, prompt, aspectRatio, images, thumbnails, uris, seed, send, cancel, stage, placeholder, picture,
-  progress, message, elapsed, error, outcome, facts, download, edit, curl, copy, modelNote] = ["form", "key", "prompt",
+  progress, message, elapsed, error, outcome, facts, download, edit, curl, copy, modelNote, templates,
+  templateBox] = ["form", "key", "prompt",
   "aspect-ratio", "images", "thumbnails", "uris", "seed", "send", "cancel", "stage", "placeholder", "picture",
   "progress", "message", "elapsed", "error", "outcome", "facts", "download", "edit", "curl", "copy", "model-note",
+  "templates", "template-box",
 ].map(byId);
 
 let references = []; // the chosen files, in order
@@ -59,6 +62,34 @@ function setReferences(files) {
     item.append(image, remove);
     return item;
   }));
+}
+
+const templateUri = (name) => `templates/${name}.webp`;
+
+async function fillForm(template) {
+  const files = await Promise.all(template.sources.map(async (name) => {
+    const blob = await (await fetch(templateUri(name))).blob();
+    return new File([blob], `${name}.webp`, { type: blob.type });
+  }));
+  setReferences(files);
+  [prompt.value, aspectRatio.value, seed.value, uris.value] = [template.prompt, template.aspect_ratio, template.seed, ""];
+  if (picture.hidden) shapeStage(chosenSize());
+  send.focus();
+}
+
+async function showTemplates() {
+  const list = await (await fetch("templates/templates.json")).json();
+  templates.replaceChildren(...list.map((template) => {
+    const [item, button, image] = ["li", "button", "img"].map((name) => document.createElement(name));
+    image.src = templateUri(template.name);
+    image.alt = button.title = template.prompt;
+    button.type = "button";
+    button.addEventListener("click", () => fillForm(template));
+    button.append(image);
+    item.append(button);
+    return item;
+  }));
+  templateBox.hidden = false;
 }
 
 function readForm() {
@@ -190,3 +221,4 @@ copy.addEventListener("click", async () => {
 copy.hidden = !navigator.clipboard; // which browsers lend to https and localhost alone
 key.value = sessionStorage.getItem(KEY_SLOT) ?? "";
 askModel();
+showTemplates();

@@ -1,12 +1,19 @@
 import re
+from io import BytesIO
 
 import httpx
 import pytest
+from PIL import Image
 
 from openklein.contract import RESOLUTIONS
 from tests.api.sites import Site
 
-FILES = {"/": "text/html", "/app.js": "text/javascript", "/style.css": "text/css"}
+FILES = {
+    "/": "text/html",
+    "/app.js": "text/javascript",
+    "/style.css": "text/css",
+    "/templates/templates.json": "application/json",
+}
 
 
 def get(site: Site, path: str) -> httpx.Response:
@@ -54,3 +61,22 @@ def test_the_script_finds_every_element_it_names(site: Site) -> None:
     assert named is not None
     ids = set(re.findall(r'"([a-z-]+)"', named[1]))
     assert ids <= set(re.findall(r' id="([a-z-]+)"', get(site, "/").text))
+
+
+def test_every_template_is_a_request_that_the_api_takes_and_has_its_picture(site: Site) -> None:
+    made: list[str] = []
+    for template in get(site, "/templates/templates.json").json():
+        assert set(template["sources"]) <= set(made), "a template edits what an earlier one made"
+        assert len(template["sources"]) <= 4
+        assert template["prompt"]
+        answer = get(site, f"/templates/{template['name']}.webp")
+        assert answer.headers["content-type"] == "image/webp"
+        with Image.open(BytesIO(answer.content)) as picture:
+            assert picture.size == RESOLUTIONS[template["aspect_ratio"]]
+        made.append(template["name"])
+    assert len(made) >= 6
+
+
+@pytest.mark.parametrize("name", ["templates/", "templates/%2e%2e/app.js", "templates/lion.png", "../settings.py"])
+def test_nothing_but_the_page_and_its_files_is_served(name: str, site: Site) -> None:
+    assert get(site, f"/{name}").status_code == 404

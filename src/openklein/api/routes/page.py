@@ -1,11 +1,19 @@
-"""Serve the page at / and its two files, to which nothing from elsewhere may be added."""
+"""Serve the page at / and the files beside it, to which nothing from elsewhere may be added."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import APIRouter
 from fastapi.responses import FileResponse
 
 FOLDER = Path(__file__).parents[2] / "playground"
+MEDIA_TYPES = {
+    ".css": "text/css",
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".webp": "image/webp",
+}
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' blob: data:; "
@@ -19,16 +27,13 @@ HEADERS = {
 router = APIRouter(include_in_schema=False)
 
 
-@router.api_route("/", methods=["GET", "HEAD"])
-async def index() -> FileResponse:
-    return FileResponse(FOLDER / "index.html", headers=HEADERS)
+def answer_with(path: Path) -> Callable[[], Awaitable[FileResponse]]:
+    async def answer() -> FileResponse:
+        return FileResponse(path, headers=HEADERS, media_type=MEDIA_TYPES[path.suffix])
+
+    return answer
 
 
-@router.api_route("/app.js", methods=["GET", "HEAD"])
-async def script() -> FileResponse:
-    return FileResponse(FOLDER / "app.js", headers=HEADERS, media_type="text/javascript")
-
-
-@router.api_route("/style.css", methods=["GET", "HEAD"])
-async def style() -> FileResponse:
-    return FileResponse(FOLDER / "style.css", headers=HEADERS, media_type="text/css")
+router.add_api_route("/", answer_with(FOLDER / "index.html"), methods=["GET", "HEAD"])
+for file in (path for path in FOLDER.rglob("*") if path.suffix in MEDIA_TYPES):
+    router.add_api_route(f"/{file.relative_to(FOLDER).as_posix()}", answer_with(file), methods=["GET", "HEAD"])
