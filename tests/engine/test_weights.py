@@ -230,9 +230,9 @@ class TestChooseOffload:
                 64,
                 r"flux2-klein-4b needs 17\.\d GB of memory on cuda in torch\.bfloat16, 11\.\d GB with its text encoder "
                 r"in system memory, and 8\.0 GB are available; free some, or choose what fits: "
-                r"--quantize fp8 \(7\.\d GB\), --model klein-mini \(0\.1 GB\)\.",
+                r"--quantize fp8 \(7\.\d GB\), --model klein-mini \(0\.2 GB\)\.",
             ),
-            (2, 64, r".* 2\.0 GB are available; free some, or choose what fits: --model klein-mini \(0\.1 GB\)\."),
+            (2, 64, r".* 2\.0 GB are available; free some, or choose what fits: --model klein-mini \(0\.2 GB\)\."),
             (0.01, 64, r".* 0\.0 GB are available; free some\."),
             (
                 12,
@@ -250,8 +250,11 @@ class TestChooseOffload:
     def test_a_cpu_has_nothing_to_offload_to(self, monkeypatch: pytest.MonkeyPatch) -> None:
         choice = DeviceChoice(torch.device("cpu"), torch.bfloat16, "a CPU")
         assert self.choose(monkeypatch, device_gb=20, choice=choice) is False
-        with pytest.raises(NotEnoughMemory, match=r"17\.\d GB of memory on cpu .* 16\.0 GB .*: --model klein-mini"):
-            self.choose(monkeypatch, device_gb=16, choice=choice)
+        for flags, fitting in (({"avx512_vnni"}, r"--quantize int8 \(13\.\d GB\), "), (set(), "")):
+            monkeypatch.setattr("openklein.engine.quantize.cpu_flags", lambda flags=flags: flags)
+            sentence = rf"17\.\d GB of memory on cpu .* 16\.0 GB .*: {fitting}--model klein-mini"
+            with pytest.raises(NotEnoughMemory, match=sentence):
+                self.choose(monkeypatch, device_gb=16, choice=choice)
 
     def test_an_offloaded_model_makes_the_same_pictures(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(weights, "choose_offload", lambda *_: True)

@@ -16,6 +16,7 @@ from openklein.errors import InvalidSetting
 from openklein.settings import Quantization
 
 FP8: Final = torch.float8_e4m3fn
+DTYPES: Final[dict[Quantization, torch.dtype]] = {"fp8": FP8, "int8": torch.int8}
 FP8_MAX: Final = torch.finfo(FP8).max
 INT8_MAX: Final = 127  # so that negative numbers round as positive ones do
 INT8_FLAGS: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})

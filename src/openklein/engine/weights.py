@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -21,10 +22,11 @@ from openklein.engine.memory import LOADING_OVERHEAD, available_bytes, weight_by
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.offload import offload
 from openklein.engine.pipeline import Pipeline
-from openklein.engine.quantize import FP8, check_quantization, quantize_blocks
+from openklein.engine.prompt_cache import CAPACITY_BYTES
+from openklein.engine.quantize import DTYPES, check_quantization, quantize_blocks
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder, TextEncoderConfig
 from openklein.engine.transformer import FlowTransformer
-from openklein.errors import NotEnoughMemory, WeightsInvalid, WeightsMissing
+from openklein.errors import InvalidSetting, NotEnoughMemory, WeightsInvalid, WeightsMissing
 from openklein.settings import Quantization
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,7 @@ def load_card(card: ModelCard, folder: Path, choice: DeviceChoice, quantization:
         for part, module in zip(PARTS, modules, strict=True)
     ]
     if quantization != "none":
-        quantize_blocks(transformer, choice, FP8 if quantization == "fp8" else torch.int8)
+        quantize_blocks(transformer, choice, DTYPES[quantization])
     is_offloaded = choose_offload(card, modules, choice)
     for part, module, source in zip(PARTS, modules, sources, strict=True):
         stays = is_offloaded and part == "text_encoder"
@@ -137,10 +139,13 @@ def alternatives(card: ModelCard, choice: DeviceChoice, *, is_offloaded: bool) -
     """Give the flags for less of a model, or for another one, and the bytes that it then needs."""
     models = {f"--model {other.id}": other for other in CATALOG.values() if other.id != card.id}
     sizes = {}
-    if choice.device.type == "cuda":
-        modules = empty_modules(card, card.autoencoder)
-        quantize_blocks(modules[1], choice)
-        sizes["--quantize fp8"] = needed_bytes(card, modules, choice.dtype, is_offloaded=is_offloaded)
+    for quantization, dtype in DTYPES.items():
+        with suppress(InvalidSetting):
+            check_quantization(quantization, choice.device)
+            modules = empty_modules(card, card.autoencoder)
+            quantize_blocks(modules[1], choice, dtype)
+            size = needed_bytes(card, modules, choice.dtype, is_offloaded=is_offloaded)
+            sizes[f"--quantize {quantization}"] = size
     for flag, other in models.items():
         modules = empty_modules(other, other.autoencoder)
         sizes[flag] = needed_bytes(other, modules, choice.dtype, is_offloaded=is_offloaded)
@@ -148,11 +153,11 @@ def alternatives(card: ModelCard, choice: DeviceChoice, *, is_offloaded: bool) -
 
 
 def needed_bytes(card: ModelCard, modules: Modules, dtype: torch.dtype, *, is_offloaded: bool = False) -> float:
-    """Bound what a model takes on its device: while it is loaded, or with the largest request."""
+    """Bound what a model takes on its device: while it is loaded, or with the largest request and all kept prompts."""
     text_encoder, *others = modules
     weights = sum(weight_bytes(module, dtype) for module in others)
     weights += weight_bytes(text_encoder.layers[0] if is_offloaded else text_encoder, dtype)
-    return max(LOADING_OVERHEAD * weights, weights + working_bytes(card, dtype))
+    return max(LOADING_OVERHEAD * weights, weights + working_bytes(card, dtype) + CAPACITY_BYTES)
 
 
 def load_tokenizer(card: ModelCard, folder: Path) -> PromptTokenizer:
