@@ -51,9 +51,12 @@ def sheet(pictures: Sequence[Image.Image], columns: int, path: Path, side: int =
 
 
 class Bench:
-    """What every group of figures needs: the model, the judge, the art, and which things count."""
+    """What every group of figures needs: the model, the judge, the art, and which things count.
 
-    def __init__(self, work: Path, folder: Path, pipeline: Pipeline, things: int, size: int) -> None:
+    Without a model the true outcomes are judged in its place: what comes is the most that a group's figure can be.
+    """
+
+    def __init__(self, work: Path, folder: Path, pipeline: Pipeline | None, things: int, size: int) -> None:
         self.work, self.folder, self.pipeline, self.size = work, folder, pipeline, size
         self.concepts = read_concepts()[:things]
         self.sprites = load_sprites(work)
@@ -77,7 +80,11 @@ class Bench:
         results, shown = [], []
         for case in cases:
             sources = [self.picture(scene) for scene in case.sources]
-            results.append(make(self.pipeline, case.prompt, SEED, *sources, aspect=case.aspect))
+            results.append(
+                make(self.pipeline, case.prompt, SEED, *sources, aspect=case.aspect)
+                if self.pipeline
+                else self.picture(case.target)
+            )
             shown += [*sources, results[-1]]
         sheet(shown[:SHOWN_ON_SHEET], 8, self.folder / f"{group}.webp")
         return results

@@ -83,6 +83,11 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(work: Path, tmp_path: Pat
     assert {share for name in ("seen", "pairs", "aspects") for share in figures[name].values()} <= {0, 0.5, 1}
     page = (tmp_path / "figures" / "failures.md").read_text()
     assert ("| references_stack |" in page) == (figures["references"]["stack"] < 1)
+    evaluate.evaluate(work, tmp_path / "real", things=THINGS, size=2, of_real=True)
+    real = json.loads((tmp_path / "real" / "figures.json").read_text())
+    named = ("add", "replace", "restyle", "object_psnr_db")  # which the judge, who has learned little, tells apart
+    assert {share for change, share in real["edits"].items() if change not in named} == {1}
+    assert real["counts"] == real["backgrounds"] == {"right": 1}
 
     drawn = pipeline.generate(ImageRequest("a thing 3", *RESOLUTIONS["square"], 0)).image
     edited = pipeline.generate(ImageRequest("mirror it", *RESOLUTIONS["portrait"], 0, (drawn,))).image
