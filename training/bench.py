@@ -77,14 +77,12 @@ class Bench:
 
     def run(self, cases: Sequence[Case], group: str) -> list[Image.Image]:
         """Make the pictures of a group and keep the first of them on a sheet, each after its sources."""
+        if self.pipeline is None:
+            return [self.picture(case.target) for case in cases]
         results, shown = [], []
         for case in cases:
             sources = [self.picture(scene) for scene in case.sources]
-            results.append(
-                make(self.pipeline, case.prompt, SEED, *sources, aspect=case.aspect)
-                if self.pipeline
-                else self.picture(case.target)
-            )
+            results.append(make(self.pipeline, case.prompt, SEED, *sources, aspect=case.aspect))
             shown += [*sources, results[-1]]
         sheet(shown[:SHOWN_ON_SHEET], 8, self.folder / f"{group}.webp")
         return results

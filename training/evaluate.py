@@ -3,7 +3,7 @@
 Names are judged by `training.judge`, which never saw a generated picture; everything else is measured in pixels
 against the true outcome, which is known because prompts and references come from scenes.
 `python -m training.evaluate --work FOLDER --to docs/klein-mini` writes figures.json, a sheet for each group, and a
-page of failures.
+page of failures; with `--of-real` only possible.json, the figures of the true outcomes.
 """
 
 import argparse
@@ -273,15 +273,12 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
     if bench.pipeline:
         figures["photographs"] = photographs(bench, bench.pipeline)
         figures["teacher"] = teacher(bench)
-    bench.write_failures()
+        bench.write_failures()
+    else:  # a teacher would draw them no better
+        figures["teacher"] = figures["seen"]
     rounded = {group: {name: round(value, 4) for name, value in row.items()} for group, row in figures.items()}
-    report = {
-        "model": "real pictures" if of_real else MINI_MODEL,
-        "things": len(bench.concepts),
-        "cases_per_group": size,
-        **rounded,
-    }
-    (folder / "figures.json").write_text(json.dumps(report, indent=1) + "\n")
+    report = {"things": len(bench.concepts), "cases_per_group": size, **rounded}
+    (folder / ("possible.json" if of_real else "figures.json")).write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report))
 
 

@@ -29,10 +29,10 @@ from training.synonyms import with_synonyms
 from training.wording import caption
 
 KINDS = {  # kind: its share of the steps in each stage, batch size
-    "plain": ((0.85, 0.40, 0.15), 32),  # in the style that a prompt without a style gets
-    "text": ((0.10, 0.35, 0.20), 32),
-    "edit": ((0.05, 0.18, 0.52), 20),
-    "layout": ((0.00, 0.07, 0.13), 12),
+    "plain": ((0.85, 0.40, 0.25), 32),  # in the style that a prompt without a style gets
+    "text": ((0.10, 0.35, 0.17), 32),
+    "edit": ((0.05, 0.18, 0.46), 20),
+    "layout": ((0.00, 0.07, 0.12), 12),
 }
 HIGH_NOISE_SHARES = (0.9, 0.6, 0.6)  # in each stage: nouns are learned there, and fastest alone
 STAGE_STARTS = (0.57, 0.71)  # of the second and the third, as shares of the run

@@ -84,7 +84,7 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(work: Path, tmp_path: Pat
     page = (tmp_path / "figures" / "failures.md").read_text()
     assert ("| references_stack |" in page) == (figures["references"]["stack"] < 1)
     evaluate.evaluate(work, tmp_path / "real", things=THINGS, size=2, of_real=True)
-    real = json.loads((tmp_path / "real" / "figures.json").read_text())
+    real = json.loads((tmp_path / "real" / "possible.json").read_text())
     named = ("add", "replace", "restyle", "object_psnr_db")  # which the judge, who has learned little, tells apart
     assert {share for change, share in real["edits"].items() if change not in named} == {1}
     assert real["counts"] == real["backgrounds"] == {"right": 1}
