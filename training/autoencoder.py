@@ -167,7 +167,7 @@ def train(stage: str, work: Path, minutes: float, batch: int = 16, peak_rate: fl
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update(model)
-        run.record(squared.item())
+        run.record(loss=squared.item())
 
 
 if __name__ == "__main__":

@@ -27,11 +27,12 @@ class Run:
         self.parts = parts  # name: anything with state_dict and load_state_dict
         self.elapsed = 0.0
         self.step = 0
-        self._losses: list[float] = []
+        self._losses: dict[str, list[float]] = {}
         self._ending = False
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "last.pt").exists():
             self._load()
+        self._last_due = self.elapsed
 
     @property
     def progress(self) -> float:
@@ -63,10 +64,21 @@ class Run:
             if now - last_save > 120:
                 self.save()
                 last_save = now
+        if self._losses:
+            self._log()
         self.save()
 
-    def record(self, loss: float) -> None:
-        self._losses.append(loss)
+    def record(self, **losses: float) -> None:
+        """Note the losses of a step; `loss` is the one that is shown."""
+        for name, loss in losses.items():
+            self._losses.setdefault(name, []).append(loss)
+
+    def is_due(self, minutes: float) -> bool:
+        """Tell whether so much work has been done since this was last true."""
+        if self.elapsed - self._last_due < 60 * minutes:
+            return False
+        self._last_due = self.elapsed
+        return True
 
     def save(self) -> None:
         """Write everything needed to go on, atomically."""
@@ -81,12 +93,12 @@ class Run:
             part.load_state_dict(saved["parts"][name])
 
     def _log(self) -> float:
-        mean = sum(self._losses) / max(1, len(self._losses))
-        row = {"step": self.step, "minutes": round(self.elapsed / 60, 2), "loss": round(mean, 5)}
+        means = {name: round(sum(losses) / len(losses), 5) for name, losses in self._losses.items()}
+        row = {"step": self.step, "minutes": round(self.elapsed / 60, 2), **means}
         with (self.folder / "loss.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
         self._losses.clear()
-        return mean
+        return means.get("loss", float("nan"))
 
     def _end(self, *_: object) -> None:
         self._ending = True

@@ -19,21 +19,14 @@ from torch import nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
-from training.autoencoder import load_average
 from training.checkpoints import Average, Run
-from training.flow import Batch, MiniModel, Pool, compile_blocks
+from training.flow import Batch, Pool, compile_blocks
 from training.guidance import GuidedTeacher
+from training.model import MiniModel, load_model
 
 SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
 GUIDANCE = 2.0
 BATCH = 16
-
-
-def load_teacher(work: Path) -> MiniModel:
-    """Take the averaged weights of the flow's run, in bfloat16."""
-    model = MiniModel()
-    model.load_state_dict(load_average(work / "flow"))
-    return model.bfloat16().eval().requires_grad_(False)
 
 
 def captioned(batch: Batch) -> Batch:
@@ -46,7 +39,7 @@ def captioned(batch: Batch) -> Batch:
 
 def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     torch.manual_seed(0)
-    teacher_model = load_teacher(work)
+    teacher_model = load_model(work / "flow").bfloat16().eval().requires_grad_(False)
     student = deepcopy(teacher_model).float().requires_grad_(True).train()
     optimizer = torch.optim.AdamW(student.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.995)
@@ -59,7 +52,7 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.4)
         batch = captioned(next(batches))
         teacher = None if batch.reference_grids else guide(teacher_model, batch, pool)
-        run.record(descend(student, teacher, batch, optimizer, follow_student=bool(rng.random() < 0.5)))
+        run.record(loss=descend(student, teacher, batch, optimizer, follow_student=bool(rng.random() < 0.5)))
         average.update(student)
 
 

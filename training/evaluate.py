@@ -26,6 +26,7 @@ from training.data import STYLES
 from training.export import export
 from training.families import POSED_SIZE, changed_scenes, joined_things, two_things
 from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
+from training.model import load_model
 from training.scenes import COLOURS, SQUARE, Scene, Thing, Tone, apply_tone, arrange, default_style
 from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
@@ -68,7 +69,7 @@ def synonyms(bench: Bench) -> Shares:
 def teacher(bench: Bench) -> Shares:
     """Draw the seen pairs with the model before its distillation, in thirty guided steps."""
     folder = bench.work / "teacher"
-    export(bench.work, folder, "flow")
+    export(load_model(bench.work / "flow"), bench.work, folder)
     card = replace(KLEIN_MINI, steps=TEACHER_STEPS, guidance=TEACHER_GUIDANCE)
     bench = Bench(bench.work, bench.folder, load_card(card, folder, choose_device()), len(bench.concepts), bench.size)
     return one_thing(bench, "teacher")  # with the same numbers at random as the student's

@@ -14,7 +14,8 @@ from torch import Tensor
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
 from training.autoencoder import load_average
-from training.flow import MiniModel, Pool
+from training.model import MiniModel, load_model
+from training.pool import read_statistics
 
 
 def sixteen_bit(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -25,18 +26,14 @@ def sixteen_bit(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def export(work: Path, target: Path, flow_run: str) -> None:
+def export(model: MiniModel, work: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
-    model = MiniModel()
-    model.load_state_dict(load_average(work / flow_run))
     assert isinstance(KLEIN_MINI.autoencoder, MiniAutoencoderConfig)
     autoencoder = MiniAutoencoder(KLEIN_MINI.autoencoder)
     decoder_run = work / "decoder"
     autoencoder.load_state_dict(load_average(decoder_run if decoder_run.exists() else work / "autoencoder"))
-    pool = Pool(work)
-    autoencoder.bn.load_state_dict(
-        {"running_mean": pool.mean, "running_var": pool.var, "num_batches_tracked": torch.tensor(0)}
-    )
+    mean, var = read_statistics(work)
+    autoencoder.bn.load_state_dict({"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(0)})
     parts = {"transformer": model.transformer, "text_encoder": model.text_encoder, "autoencoder": autoencoder}
     for name, part in parts.items():
         state = {key: tensor.contiguous() for key, tensor in sixteen_bit(part.state_dict()).items()}
@@ -50,4 +47,4 @@ if __name__ == "__main__":
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--flow-run", default="distill", help="distill, or flow for the undistilled weights")
     arguments = parser.parse_args()
-    export(arguments.work, arguments.to, arguments.flow_run)
+    export(load_model(arguments.work / arguments.flow_run), arguments.work, arguments.to)

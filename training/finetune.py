@@ -29,8 +29,9 @@ from openklein.engine.weights import model_folder
 from training.checkpoints import Average, Run
 from training.distill import descend
 from training.export import sixteen_bit
-from training.flow import Batch, MiniModel
+from training.flow import Batch
 from training.guidance import GuidedTeacher
+from training.model import MiniModel
 from training.showcase import PROMPTS_FILE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -120,7 +121,7 @@ def train(pictures: Path, work: Path, target: Path, minutes: float, peak_rate: f
             batch = draw_rehearsal(tokenizer, rng)
             teacher = GuidedTeacher(before, (batch.ids, batch.mask), (batch.ids, batch.mask), guidance=1.0)
         follow = bool(rng.random() < 0.5)
-        run.record(descend(student, teacher, batch, optimizer, follow_student=follow, substeps=(1, 1, 1, 1)))
+        run.record(loss=descend(student, teacher, batch, optimizer, follow_student=follow, substeps=(1, 1, 1, 1)))
         average.update(student)
     write(average.module, target)
 

@@ -17,13 +17,15 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
-from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
+from openklein.engine.text_encoder import PromptTokenizer
 from openklein.engine.tokens import Grid, image_ids, reference_ids, text_ids
-from openklein.engine.transformer import FlowTransformer, Rotary
+from openklein.engine.transformer import Rotary
 from training.autoencoder import load_average
 from training.checkpoints import Average, Run
 from training.data import read_concepts
 from training.families import Sample, word_sample
+from training.model import MiniModel
+from training.samples import draw_samples
 from training.scenes import Scene, Thing, default_style
 from training.synonyms import with_synonyms
 from training.wording import caption
@@ -41,21 +43,8 @@ SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
 MUON_RATE, NORM_RATE, CONTEXT_RATE, OTHER_RATE = 4e-3, 1e-2, 1e-4, 2e-3
 CONTEXT_STD = 5.0
-
-
-class MiniModel(nn.Module):
-    """The two parts that turn a prompt and noise into a picture's latents."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transformer = FlowTransformer(KLEIN_MINI.transformer)
-        self.text_encoder = TextEncoder(KLEIN_MINI.text_encoder)
-
-    def forward(self, image: Tensor, ids: Tensor, mask: Tensor, sigma: Tensor, rotary: Rotary) -> Tensor:
-        with torch.no_grad():
-            features = self.text_encoder(ids, mask)
-        velocity: Tensor = self.transformer(image, features, sigma, rotary)
-        return velocity
+NOISE_RANGES = ((0.0, 0.7), (0.7, 0.85), (0.85, 0.95), (0.95, 1.01))  # whose losses are kept apart
+SAMPLES_EVERY_MINUTES = 20
 
 
 def initialise(model: MiniModel, work: Path) -> None:
@@ -169,8 +158,8 @@ def draw_sigma(count: int, high_noise_share: float) -> Tensor:
     return torch.where(torch.rand(count) < high_noise_share, 0.85 + 0.15 * torch.rand(count), shifted)
 
 
-def flow_loss(model: MiniModel, batch: Batch, high_noise_share: float) -> Tensor:
-    """Compare the predicted velocity with noise minus picture."""
+def flow_loss(model: MiniModel, batch: Batch, high_noise_share: float) -> tuple[Tensor, dict[str, float]]:
+    """Compare the predicted velocity with noise minus picture: over all, and in each range of noise that was drawn."""
     sigma = draw_sigma(len(batch.target), high_noise_share)
     if torch.rand(()) < 0.5:  # as a bfloat16 pipeline rounds it
         sigma = (1000 * sigma.bfloat16()).float() / 1000
@@ -179,7 +168,9 @@ def flow_loss(model: MiniModel, batch: Batch, high_noise_share: float) -> Tensor
     with torch.autocast("cpu", torch.bfloat16):
         image = torch.cat([noisy, batch.references], dim=1)
         velocity = model(image, batch.ids, batch.mask, sigma, batch.rotary(model))[:, : noisy.shape[1]]
-    return F.mse_loss(velocity.float(), noise - batch.target)
+    errors = (velocity.float() - (noise - batch.target)).square().mean((1, 2))
+    drawn = [(low, high, (low <= sigma) & (sigma < high)) for low, high in NOISE_RANGES]
+    return errors.mean(), {f"from_{low}": errors[some].mean().item() for low, high, some in drawn if some.any()}
 
 
 def compile_blocks(model: MiniModel) -> None:
@@ -222,6 +213,7 @@ def train(work: Path, minutes: float) -> None:
     torch.manual_seed(run.step)
     compile_blocks(model)
     batches = iter(pool)
+    assert isinstance(average.module, MiniModel)
     for _ in run:
         pool.stage = sum(run.progress >= start for start in STAGE_STARTS)
         batch = next(batches)
@@ -229,14 +221,16 @@ def train(work: Path, minutes: float) -> None:
         for optimizer, rates in zip(optimizers, peak_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * scale
-        loss = flow_loss(model, batch, HIGH_NOISE_SHARES[pool.stage])
+        loss, by_noise = flow_loss(model, batch, HIGH_NOISE_SHARES[pool.stage])
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(model)
-        run.record(loss.item())
+        run.record(loss=loss.item(), **by_noise)
+        if run.is_due(SAMPLES_EVERY_MINUTES):
+            draw_samples(average.module, work, run.elapsed / 60)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from openklein.engine.transformer import Rotary
-from training.flow import MiniModel
+from training.model import MiniModel
 
 
 class GuidedTeacher:

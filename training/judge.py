@@ -144,7 +144,7 @@ def train(work: Path, minutes: float, peak_rate: float = 2e-3) -> None:
         average.update(judge)
         for ours, theirs in zip(average.module.buffers(), judge.buffers(), strict=True):
             ours.copy_(theirs)
-        run.record(loss.item())
+        run.record(loss=loss.item())
     unseen = Renders(work, styles, seed=1 << 40)
     ranks = torch.cat([rank(load_judge(work, things), *unseen.draw(256)) for _ in range(16)])
     top_1, top_5 = ((ranks < count).float().mean().item() for count in (1, 5))

@@ -108,6 +108,12 @@ def build(work: Path, families: int, seed: int) -> None:
     (folder / "samples.json").write_text(json.dumps(index))
 
 
+def read_statistics(work: Path) -> tuple[Tensor, Tensor]:
+    """Read mean and variance of each channel of the pool's latents."""
+    index = json.loads((work / "pool" / "samples.json").read_text())
+    return torch.tensor(index["mean"]), torch.tensor(index["var"])
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training.data")

@@ -167,7 +167,7 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update(model.text_encoder)
-        run.record(loss.item())
+        run.record(loss=loss.item())
     with torch.no_grad():
         texts, classes = zip(*(example(concepts, styles, rng) for _ in range(1000)), strict=True)
         _, right = model.loss(*tokenizer.encode(texts), torch.tensor(classes))

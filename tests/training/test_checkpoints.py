@@ -45,10 +45,19 @@ def test_learning_rate_warms_up_holds_and_decays(tmp_path: Path) -> None:
 
 def test_losses_are_logged_as_json_lines(tmp_path: Path) -> None:
     run = Run(tmp_path, 1.0, {})
-    run.record(1.0)
-    run.record(3.0)
+    run.record(loss=1.0)
+    run.record(loss=3.0, from_07=5.0)
     assert run._log() == 2.0
-    assert json.loads((tmp_path / "loss.jsonl").read_text())["loss"] == 2.0
+    row = json.loads((tmp_path / "loss.jsonl").read_text())
+    assert (row["loss"], row["from_07"]) == (2.0, 5.0)
+
+
+def test_something_is_due_each_time_so_many_minutes_have_passed(tmp_path: Path) -> None:
+    run = Run(tmp_path, 100.0, {})
+    due = []
+    for run.elapsed in range(0, 3600, 300):
+        due.append(run.is_due(20))
+    assert [minute for minute, is_so in zip(range(0, 60, 5), due, strict=True) if is_so] == [20, 40]
 
 
 def test_average_follows_the_weights_slowly() -> None:

@@ -18,6 +18,7 @@ from training import autoencoder, data, distill, evaluate, export, finetune, flo
 from training.art import HELD_OUT_PHOTOS
 from training.data import EMOJIBASE, SPRITE_PX, STYLES
 from training.finetune import SHIPPED
+from training.model import load_model
 
 THINGS = 24
 MINUTES = 0.02  # at least one update
@@ -62,15 +63,21 @@ def short() -> Iterator[None]:
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:Mismatch dtype:UserWarning")
-def test_the_recipe_makes_a_model_that_draws_and_edits(work: Path, tmp_path: Path) -> None:
+def test_the_recipe_makes_a_model_that_draws_and_edits(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer.build(work)
     text.train(work, MINUTES)
     autoencoder.train("canvas", work, MINUTES)
     pool.build(work, families=16, seed=0)
+    monkeypatch.setattr(flow, "SAMPLES_EVERY_MINUTES", 0)
     flow.train(work, MINUTES)
     distill.train(work, MINUTES)
     autoencoder.train("full", work, MINUTES, batch=2)
-    export.export(work, tmp_path / "models" / MINI_MODEL, "distill")
+    export.export(load_model(work / "distill"), work, tmp_path / "models" / MINI_MODEL)
+    with Image.open(next((work / "flow" / "samples").glob("*.webp"))) as samples:
+        assert samples.size == (8 * 128, 2 * 128)
+    assert "from_0.85" in (work / "flow" / "loss.jsonl").read_text()
     for run in ("text", "autoencoder", "flow", "distill", "decoder"):
         assert torch.load(work / run / "last.pt", weights_only=True)["step"] >= 1
 
