@@ -18,16 +18,15 @@ from PIL import Image
 from openklein.contract import MINI_MODEL, RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.device import choose_device
-from openklein.engine.pipeline import Pipeline
 from openklein.engine.weights import load_card, load_pipeline
-from training.art import HELD_OUT_PHOTOS
-from training.bench import SEED, Bench, Case, Verdicts, make, shrink
+from training.bench import Bench, Case, Verdicts, shrink
 from training.data import STYLES
 from training.export import export
 from training.families import POSED_SIZE, changed_scenes, joined_things, two_things
+from training.fidelity import photographs, round_trips
 from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
 from training.model import load_model
-from training.scenes import COLOURS, SQUARE, Scene, Thing, Tone, apply_tone, arrange, default_style
+from training.scenes import COLOURS, SQUARE, Scene, Thing, arrange, default_style
 from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
 HELD_OUT_WORDS = Path(__file__).with_name("prompts") / "held_out"
@@ -240,21 +239,6 @@ def held_out_words(bench: Bench) -> Shares:
     return shares
 
 
-def photographs(bench: Bench, pipeline: Pipeline) -> Shares:
-    """Edit the tone of photographs that were held out; give dB against the true result."""
-    decibels = {}
-    tones: dict[str, Tone] = {"make it black and white": "greyscale", "make it brighter": "brighten"}
-    for name in HELD_OUT_PHOTOS:
-        photo = Image.open(bench.work / "photos" / f"{Path(name).stem}.png").convert("RGB")
-        side = min(photo.size)
-        photo = photo.crop((0, 0, side, side)).resize(RESOLUTIONS["square"], Image.Resampling.LANCZOS)
-        for prompt, tone in tones.items():
-            truth = apply_tone(np.asarray(photo, np.float32), tone).round().astype(np.uint8)
-            result = make(pipeline, prompt, SEED, photo)
-            decibels[f"{Path(name).stem}_{tone}"] = psnr(np.asarray(result), truth)
-    return decibels
-
-
 def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool = False) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = None if of_real else load_pipeline(MINI_MODEL, Path("/nonexistent"))
@@ -272,7 +256,8 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
         "aspects": aspects(bench),
     }
     if bench.pipeline:
-        figures["photographs"] = photographs(bench, bench.pipeline)
+        figures["photographs"] = photographs(work, bench.pipeline)
+        figures["round_trips"] = round_trips(bench)
         figures["teacher"] = teacher(bench)
         bench.write_failures()
     else:  # a teacher would draw them no better
