@@ -133,6 +133,22 @@ def one_thing(concept: int, styles: list[int], posed: bool, rng: np.random.Gener
     return family
 
 
+def portraits(concept: int, styles: list[int], rng: np.random.Generator) -> Family:
+    """Draw one thing as captions describe it, in every style: on white, on another background, and wide."""
+    family = Family()
+    on_white = []
+    for style in styles:
+        base = Scene((Thing(concept, style, POSED_SIZE),), "white", SQUARE)
+        plain = family.add(base)
+        coloured = family.add(replace(base, background=draw_background(rng, besides="white")))
+        wide = family.add(replace(base, background=draw_background(rng), grid=draw_wide_grid(rng)))
+        family.samples += [Sample(i) for i in (plain, coloured, wide)]
+        family.samples += [Sample(i, (plain,), "background") for i in (coloured, wide)]
+        on_white.append(plain)
+    family.samples += [Sample(b, (a,), "restyle") for a in on_white for b in on_white if a != b]
+    return family
+
+
 def restyled(scene: Scene, style: int) -> Scene:
     return replace(scene, things=tuple(replace(thing, style=style) for thing in scene.things))
 

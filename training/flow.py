@@ -5,6 +5,7 @@
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,10 @@ from training.synonyms import with_synonyms
 from training.wording import caption
 
 KINDS = {  # kind: its share of the steps in each stage, batch size
-    "plain": ((0.85, 0.40, 0.25), 32),  # in the style that a prompt without a style gets
-    "text": ((0.10, 0.35, 0.17), 32),
-    "edit": ((0.05, 0.18, 0.46), 20),
-    "layout": ((0.00, 0.07, 0.12), 12),
+    "plain": ((0.85, 0.40, 0.42), 32),  # in the style that a prompt without a style gets
+    "text": ((0.10, 0.35, 0.20), 32),
+    "edit": ((0.05, 0.18, 0.30), 20),
+    "layout": ((0.00, 0.07, 0.08), 12),
 }
 HIGH_NOISE_SHARES = (0.9, 0.6, 0.6)  # in each stage: nouns are learned there, and fastest alone
 STAGE_STARTS = (0.57, 0.71)  # of the second and the third, as shares of the run
@@ -110,6 +111,7 @@ class Pool:
         self.rng = np.random.default_rng(seed)
         self.stage = 2
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
+        self.things: Counter[int] = Counter()  # plain pictures of each, so that all are drawn alike
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
             kind = ("text", "edit", "layout")[min(2, len(sample.references))]  # joins count as layouts
@@ -117,10 +119,14 @@ class Pool:
             self.shapes[kind].setdefault(shape, []).append(sample)
             if kind == "text" and self.is_plain(sample):
                 self.shapes["plain"].setdefault(shape, []).append(sample)
+                self.things[self.thing(sample)] += 1
 
     def is_plain(self, sample: Sample) -> bool:
         things = self.scenes[sample.target].things
         return len(things) == 1 and things[0].style == default_style(self.concepts[things[0].concept])
+
+    def thing(self, sample: Sample) -> int:
+        return self.scenes[sample.target].things[0].concept
 
     def tokens(self, picture: int) -> Tensor:
         return self.latents[self.starts[picture] : self.starts[picture + 1]]
@@ -131,13 +137,16 @@ class Pool:
         return word_sample(sample, self.scenes, self.concepts, self.rng)
 
     def choose(self) -> tuple[tuple[Grid, ...], list[Sample]]:
-        """Draw a kind by its share, a shape by its frequency, and samples of that shape."""
+        """Draw a kind by its share, a shape by its frequency, and samples of that shape; every thing alike if plain."""
         kind = list(KINDS)[self.rng.choice(len(KINDS), p=[shares[self.stage] for shares, _ in KINDS.values()])]
         shapes = self.shapes[kind]
         counts = np.array([len(samples) for samples in shapes.values()])
         shape = list(shapes)[self.rng.choice(len(shapes), p=counts / counts.sum())]
-        samples = shapes[shape]
-        return shape, [samples[i] for i in self.rng.integers(len(samples), size=KINDS[kind][1])]
+        samples, shares = shapes[shape], None
+        if kind == "plain":
+            shares = np.array([1 / self.things[self.thing(sample)] for sample in samples])
+            shares /= shares.sum()
+        return shape, [samples[i] for i in self.rng.choice(len(samples), size=KINDS[kind][1], p=shares)]
 
     def __iter__(self) -> Iterator[Batch]:
         while True:

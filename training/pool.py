@@ -23,7 +23,7 @@ from openklein.engine.mini_autoencoder import STEM_SCALE, MiniAutoencoder, MiniA
 from openklein.engine.tokens import pack, patchify
 from training.autoencoder import load_average
 from training.data import load_sprites, read_concepts
-from training.families import Family, Sample, draw_family, shown_styles
+from training.families import Family, Sample, draw_family, portraits, shown_styles
 from training.scenes import Scene, paint
 
 SPRITE_PX = 256  # enough for a canvas
@@ -44,21 +44,29 @@ def small_sprites(work: Path) -> NDArray[np.uint8]:
 
 
 class Families(IterableDataset[tuple[Family, list[NDArray[np.uint8]]]]):
-    """Painted families, concepts in turn; made in a process beside the encoder."""
+    """Painted families: portraits of every concept, so that none is missed, then others, concepts in turn.
+
+    Made in a process beside the encoder.
+    """
 
     def __init__(self, work: Path, count: int, seed: int) -> None:
         self.work, self.count, self.seed = work, count, seed
 
     def __iter__(self) -> Iterator[tuple[Family, list[NDArray[np.uint8]]]]:
-        rng = np.random.default_rng(self.seed)
         sprites = small_sprites(self.work)
         styles = [shown_styles(concept) for concept in read_concepts()]
+        for family in self.draw(styles, np.random.default_rng(self.seed)):
+            yield family, [paint(scene, sprites) for scene in family.scenes]
+
+    def draw(self, styles: list[list[int]], rng: np.random.Generator) -> Iterator[Family]:
+        shown = [concept for concept, its in enumerate(styles) if its]
+        for concept in shown:
+            yield portraits(concept, styles[concept], rng)
         order: list[int] = []
         for number in range(self.count):
             if len(order) < 4:
-                order += [i for i in rng.permutation(len(styles)).tolist() if styles[i]]
-            family = draw_family(number, order, styles, rng)
-            yield family, [paint(scene, sprites) for scene in family.scenes]
+                order += rng.permutation(shown).tolist()
+            yield draw_family(number, order, styles, rng)
 
 
 def load_autoencoder(work: Path) -> MiniAutoencoder:
@@ -87,7 +95,7 @@ def build(work: Path, families: int, seed: int) -> None:
     scenes: list[Scene] = []
     samples: list[Sample] = []
     stream = DataLoader(Families(work, families, seed), batch_size=None, num_workers=1, prefetch_factor=16)
-    for family, pictures in tqdm(stream, total=families, desc="pool"):
+    for family, pictures in tqdm(stream, desc="pool", mininterval=5):
         start = len(scenes)
         scenes += family.scenes
         samples += [

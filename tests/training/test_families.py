@@ -13,12 +13,13 @@ from training.families import (
     draw_sample,
     joined_things,
     one_thing,
+    portraits,
     several_things,
     shown_styles,
     two_things,
     word_sample,
 )
-from training.scenes import Scene
+from training.scenes import SQUARE, Scene
 
 
 def references(family: Family) -> Iterator[tuple[Scene, Scene, str]]:
@@ -62,6 +63,15 @@ def test_edits_of_one_thing_differ_only_in_what_was_asked() -> None:
             assert replace(undone, things=(replace(undone.things[0], x=before.things[0].x),)) == before
             assert abs(x - before.things[0].x) < 1e-9
     assert len(seen) == 8
+
+
+def test_portraits_show_a_thing_in_every_style_on_white_and_elsewhere() -> None:
+    family = portraits(5, [0, 2, 3], np.random.default_rng(0))
+    described = [family.scenes[sample.target] for sample in family.samples if sample.change is None]
+    assert {s.things[0].style for s in described if (s.background, s.grid) == ("white", SQUARE)} == {0, 2, 3}
+    assert {s.things[0].size for s in described} == {POSED_SIZE}
+    for before, after, change in references(family):
+        assert undo(change, before, after) == before != after or after.grid != SQUARE
 
 
 def test_a_move_keeps_the_size_and_goes_one_way() -> None:
