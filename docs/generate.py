@@ -1,6 +1,7 @@
-"""Write the parts of docs/settings.md and docs/cli.md that follow from the code; `--check` only compares."""
+"""Write the parts of docs/ that follow from the code and from klein-mini's figures; `--check` only compares."""
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -10,6 +11,32 @@ from openklein.cli.main import build_parser
 from openklein.settings import Settings, env_name, flag_name
 
 DOCS = Path(__file__).parent
+FIGURES = (  # what klein-mini's card calls it; its group; its names there; the goal
+    ("one thing in a style it was shown in: named first", "seen", ("top_1",), 0.90),
+    ("within the judge's first five", "seen", ("top_5",), 0.97),
+    ("one thing in a style it was never shown in: named first", "held_out", ("top_1",), 0.70),
+    ("within the first five", "held_out", ("top_5",), 0.88),
+    ("one thing by another word for it: within the first five", "synonyms", ("top_5",), 0.80),
+    ("background colour right", "backgrounds", ("right",), 0.98),
+    ("two things: both there", "pairs", ("both_present",), 0.85),
+    ("two things: each on its side", "pairs", ("positions_right",), 0.85),
+    ("one to four of a thing: counted right", "counts", ("right",), 0.80),
+    ("edits: background", "edits", ("background",), 0.95),
+    ("mirror", "edits", ("mirror",), 0.95),
+    ("rotate", "edits", ("rotate",), 0.95),
+    ("greyscale", "edits", ("greyscale",), 0.95),
+    ("invert, brighten, darken, outline", "edits", ("invert", "brighten", "darken", "outline"), None),
+    ("recolour", "edits", ("recolour",), 0.95),
+    ("move, resize", "edits", ("move", "resize"), None),
+    ("restyle", "edits", ("restyle",), 0.80),
+    ("add, remove, replace", "edits", ("add", "remove", "replace"), 0.80),
+    ("several references: in a row, in a grid", "references", ("row", "grid"), 0.85),
+    ("one put into, above, on the background of another", "references", ("insert", "stack", "place"), 0.85),
+    ("prompts in words no training prompt has used: named first", "held_out_words", ("caption_top_1",), None),
+    ("edits so: background, mirror, greyscale", "held_out_words", ("background", "mirror", "greyscale"), None),
+    ("edits so: recolour, restyle", "held_out_words", ("recolour", "restyle"), None),
+    ("thirty guided steps before distillation: named first", "teacher", ("top_1",), None),
+)
 BEGIN, END = "<!-- generated: make docs -->\n", "<!-- end of generated -->\n"
 
 
@@ -25,7 +52,11 @@ def main() -> int:
 
 def pages() -> dict[Path, str]:
     """Give each page as it should be: hand-written text around a generated part."""
-    parts = {"settings.md": settings_table(), "cli.md": "\n".join(command_helps(build_parser()))}
+    parts = {
+        "settings.md": settings_table(),
+        "cli.md": "\n".join(command_helps(build_parser())),
+        "klein-mini.md": figures_table(),
+    }
     return {DOCS / name: replace_part((DOCS / name).read_text(), part) for name, part in parts.items()}
 
 
@@ -40,6 +71,18 @@ def settings_table() -> str:
     for row in fields(Settings):
         default = f"`{row.metadata['default']}`" if row.metadata["default"] else "none"
         rows.append(f"| `{env_name(row.name)}` | `{flag_name(row.name)}` | {default} | {row.metadata['help']} |")
+    return "\n".join(rows) + "\n"
+
+
+def figures_table() -> str:
+    """Set klein-mini's figures beside their goals, and beside what true pictures would get."""
+    measured, possible = (
+        json.loads((DOCS / "klein-mini" / f"{name}.json").read_text()) for name in ("figures", "possible")
+    )
+    rows = ["| what | goal | klein-mini | true pictures |", "| --- | --- | --- | --- |"]
+    for title, group, names, goal in (row for row in FIGURES if row[1] in measured):
+        shares = (", ".join(f"{100 * report[group][name]:.0f}" for name in names) for report in (measured, possible))
+        rows.append(f"| {title} | {f'{100 * goal:.0f}' if goal else ''} | {' | '.join(shares)} |")
     return "\n".join(rows) + "\n"
 
 
