@@ -20,7 +20,7 @@ def test_generated_parts_are_up_to_date() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     pages = module.pages()
-    assert {path.name for path in pages} == {"settings.md", "cli.md"}
+    assert {path.name for path in pages} == {"settings.md", "cli.md", "klein-mini.md"}
     for path, text in pages.items():
         assert path.read_text() == text, f"{path.name} is stale; run make docs"
 
