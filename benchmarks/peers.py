@@ -30,6 +30,7 @@ from transformers import Qwen3ForCausalLM
 from benchmarks.loading import reset_peak, status
 from benchmarks.native_peers import NATIVE, measure_c, measure_cpp, missing, versions
 from benchmarks.report import comparison_report
+from openklein.engine.autoencoder import Autoencoder
 from openklein.engine.catalog import KLEIN_4B
 from openklein.engine.checkpoint import fill, find_files, match, read_headers
 from openklein.engine.device import DeviceChoice
@@ -48,7 +49,7 @@ STAGES: Final = {  # stage: its contenders, the first of which is 1; runs that c
     "step-512": (STEP, 2),
     "step-1024": (STEP, 1),
     "text": (("transformers", "openklein"), 2),
-    "decode-1024": (("diffusers", "openklein"), 2),
+    "decode-1024": (("diffusers", "openklein", "openklein small decoder"), 2),
 }
 Run = Callable[[], object]
 
@@ -216,14 +217,21 @@ def make_text(checkpoint: Path, contender: str) -> Run:
 def make_decode(checkpoint: Path, contender: str) -> Run:
     """Prepare the decoding of one 1024 x 1024 picture in channels_last."""
     latents: Tensor
-    if contender == "openklein":
-        ours: Any = load_part(checkpoint, "autoencoder").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if contender.startswith("openklein"):
+        ours: Any = load_part(checkpoint, "autoencoder") if contender == "openklein" else make_small_autoencoder()
+        ours.to(memory_format=torch.channels_last)
         latents = torch.randn(1, KLEIN_4B.transformer.in_channels, 64, 64).bfloat16()
         return lambda: ours.decode(latents)
     theirs = AutoencoderKLFlux2.from_pretrained(checkpoint / "vae", torch_dtype=torch.bfloat16)
     theirs.to(memory_format=torch.channels_last)
     latents = torch.randn(1, KLEIN_4B.transformer.in_channels // 4, 128, 128).bfloat16()
     return lambda: theirs.decode(latents.to(memory_format=torch.channels_last), return_dict=False)
+
+
+def make_small_autoencoder() -> Autoencoder:
+    """Make the variant with the smaller decoder, which the checkpoint lacks, with weights at random."""
+    assert KLEIN_4B.small_autoencoder is not None
+    return Autoencoder(KLEIN_4B.small_autoencoder).bfloat16().eval()
 
 
 if __name__ == "__main__":
