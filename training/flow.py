@@ -8,12 +8,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -32,10 +34,10 @@ from training.synonyms import with_synonyms
 from training.wording import caption
 
 KINDS = {  # kind: its share of the steps in each stage, batch size
-    "plain": ((0.85, 0.40, 0.42), 32),  # in the style that a prompt without a style gets
-    "text": ((0.10, 0.35, 0.20), 32),
-    "edit": ((0.05, 0.18, 0.30), 20),
-    "layout": ((0.00, 0.07, 0.08), 12),
+    "plain": ((0.85, 0.40, 0.36), 32),  # in the style that a prompt without a style gets
+    "text": ((0.10, 0.35, 0.34), 32),
+    "edit": ((0.05, 0.18, 0.23), 20),
+    "layout": ((0.00, 0.07, 0.07), 12),
 }
 HIGH_NOISE_SHARES = (0.9, 0.6, 0.6)  # in each stage: nouns are learned there, and fastest alone
 STAGE_STARTS = (0.57, 0.71)  # of the second and the third, as shares of the run
@@ -111,7 +113,6 @@ class Pool:
         self.rng = np.random.default_rng(seed)
         self.stage = 2
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
-        self.things: Counter[int] = Counter()  # plain pictures of each, so that all are drawn alike
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
             kind = ("text", "edit", "layout")[min(2, len(sample.references))]  # joins count as layouts
@@ -119,7 +120,13 @@ class Pool:
             self.shapes[kind].setdefault(shape, []).append(sample)
             if kind == "text" and self.is_plain(sample):
                 self.shapes["plain"].setdefault(shape, []).append(sample)
-                self.things[self.thing(sample)] += 1
+        self.weights = {kind: self.weigh(kind, list(shapes.values())) for kind, shapes in self.shapes.items()}
+
+    def weigh(self, kind: str, shapes: list[list[Sample]]) -> list[NDArray[np.float64]]:
+        """Weigh samples so that every thing is drawn alike often among plain ones, every change among all others."""
+        keys = [[self.thing(sample) if kind == "plain" else sample.change for sample in shape] for shape in shapes]
+        counts = Counter(chain.from_iterable(keys))
+        return [np.array([1 / counts[key] for key in shape]) for shape in keys]
 
     def is_plain(self, sample: Sample) -> bool:
         things = self.scenes[sample.target].things
@@ -137,15 +144,12 @@ class Pool:
         return word_sample(sample, self.scenes, self.concepts, self.rng)
 
     def choose(self) -> tuple[tuple[Grid, ...], list[Sample]]:
-        """Draw a kind by its share, a shape by its frequency, and samples of that shape; every thing alike if plain."""
+        """Draw a kind by its share, a shape by its samples' weight, and samples of that shape by theirs."""
         kind = list(KINDS)[self.rng.choice(len(KINDS), p=[shares[self.stage] for shares, _ in KINDS.values()])]
-        shapes = self.shapes[kind]
-        counts = np.array([len(samples) for samples in shapes.values()])
-        shape = list(shapes)[self.rng.choice(len(shapes), p=counts / counts.sum())]
-        samples, shares = shapes[shape], None
-        if kind == "plain":
-            shares = np.array([1 / self.things[self.thing(sample)] for sample in samples])
-            shares /= shares.sum()
+        totals = np.array([weights.sum() for weights in self.weights[kind]])
+        number = self.rng.choice(len(totals), p=totals / totals.sum())
+        shape, samples = list(self.shapes[kind].items())[number]
+        shares = self.weights[kind][number] / totals[number]
         return shape, [samples[i] for i in self.rng.choice(len(samples), size=KINDS[kind][1], p=shares)]
 
     def __iter__(self) -> Iterator[Batch]:

@@ -16,18 +16,51 @@ NUMBERS = ("", "one", "two", "three", "four")
 TONES: dict[Tone, tuple[str, ...]] = {
     "greyscale": (
         "make it black and white", "convert to greyscale", "make it grayscale", "remove the colors",
-        "turn it into a black and white picture", "greyscale",
+        "turn it into a black and white picture", "greyscale", "desaturate it", "in black and white", "make it gray",
+        "in shades of gray", "like an old black and white photo", "drain the colors", "turn everything gray",
     ),
-    "invert": ("invert the colors", "invert it", "make a negative", "turn it into a negative"),
-    "brighten": ("make it brighter", "brighten it", "lighten the image", "brighten the picture"),
-    "darken": ("make it darker", "darken it", "darken the image", "make the picture darker"),
-    "outline": ("turn it into a line drawing", "draw its outlines", "make it a line drawing", "trace the outlines"),
+    "invert": (
+        "invert the colors", "invert it", "make a negative", "turn it into a negative", "reverse the colors",
+        "swap dark and light", "show the negative", "the opposite colors",
+    ),
+    "brighten": (
+        "make it brighter", "brighten it", "lighten the image", "brighten the picture", "more light",
+        "turn up the light", "make everything lighter", "it is too dark",
+    ),
+    "darken": (
+        "make it darker", "darken it", "darken the image", "make the picture darker", "less light", "dim the light",
+        "make everything darker", "it is too bright",
+    ),
+    "outline": (
+        "turn it into a line drawing", "draw its outlines", "make it a line drawing", "trace the outlines",
+        "only the outlines", "as a line drawing", "just lines", "a sketch of its edges",
+    ),
 }  # fmt: skip
 TURNS = {
-    1: ("rotate it to the left", "turn it 90 degrees counterclockwise", "rotate left"),
-    2: ("turn it upside down", "rotate it by 180 degrees", "flip it upside down"),
-    3: ("rotate it to the right", "turn it 90 degrees clockwise", "rotate right"),
-}
+    1: (
+        "rotate it to the left", "turn it 90 degrees counterclockwise", "rotate left", "a quarter turn to the left",
+        "turn it on its left side", "rotate by 90 degrees to the left",
+    ),
+    2: (
+        "turn it upside down", "rotate it by 180 degrees", "flip it upside down", "upside down", "stand it on its head",
+        "flip it vertically", "half a turn",
+    ),
+    3: (
+        "rotate it to the right", "turn it 90 degrees clockwise", "rotate right", "a quarter turn to the right",
+        "turn it on its right side", "rotate by 90 degrees to the right",
+    ),
+}  # fmt: skip
+ASKING = (
+    "a picture of", "an image of", "a drawing of", "an illustration of", "a photo of", "a painting of", "artwork of",
+    "draw", "draw me", "please draw", "make", "make me", "create", "generate", "design", "give me", "i want",
+    "i want to see", "let me see", "could you draw", "would you make", "may i have", "get me", "here is", "this is",
+    "there is", "just", "only", "imagine", "it is",
+)  # fmt: skip
+ASKED = (
+    "thanks", "thank you", "high quality", "very detailed", "digital art", "clip art", "on its own", "centered",
+    "isolated", "as a sticker", "for a book", "for my presentation", "emoji", "a simple picture", "nothing around it",
+)  # fmt: skip
+PRAISE = ("cute ", "lovely ", "beautiful ", "pretty ", "simple ", "cool ", "perfect ", "single ")
 
 
 def pick(rng: np.random.Generator, *options: str) -> str:
@@ -60,7 +93,8 @@ def word_thing(thing: Thing, concepts: list[Concept], rng: np.random.Generator, 
     size = "" if not sized or SMALL < thing.size < BIG else pick(rng, "small ", "little ") if thing.size <= SMALL else (
         pick(rng, "big ", "large ")
     )  # fmt: skip
-    words = f"{size}{thing.tint + ' ' if thing.tint else ''}{noun}"
+    praise = pick(rng, *PRAISE) if sized and rng.random() < 0.06 else ""
+    words = f"{praise}{size}{thing.tint + ' ' if thing.tint else ''}{noun}"
     return words if words == noun and (noun.endswith("s") or rng.random() < 0.3) else with_article(words)
 
 
@@ -113,20 +147,31 @@ def caption(scene: Scene, concepts: list[Concept], rng: np.random.Generator) -> 
             rng, f"{text}, {style} style", f"{text} in {style} style", f"{with_article(style)} drawing of {text}",
             f"{with_article(style)} icon of {text}", f"{style} {text.removeprefix('a ').removeprefix('an ')}",
         )  # fmt: skip
-    elif rng.random() < 0.2:
-        text = pick(rng, "a picture of ", "an image of ", "draw ") + text
-    return text + word_background(scene.background, rng)
+    text += word_background(scene.background, rng)
+    if rng.random() < 0.3:
+        text = f"{pick(rng, *ASKING)} {text}"
+    return f"{text}, {pick(rng, *ASKED)}" if rng.random() < 0.1 else text
 
 
 def word_edit(change: Edit, before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
-    """Ask for the edit that makes `after` of `before`."""
+    """Ask for the edit that makes `after` of `before`, at times with a word more than it takes."""
+    text = word_plain_edit(change, before, after, concepts, rng)
+    if rng.random() < 0.8:
+        return text
+    return pick(rng, f"please {text}", f"now {text}", f"{text}, thanks", f"{text} for me")
+
+
+def word_plain_edit(
+    change: Edit, before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator
+) -> str:
     match change:
         case "background":
             return word_new_background(after.background, rng)
         case "mirror":
             return pick(
                 rng, "mirror the image", "mirror it", "flip it horizontally", "flip the image", "mirror image",
-                "flip horizontally", "turn it to face the other way",
+                "flip horizontally", "turn it to face the other way", "swap left and right", "reflect it",
+                "make it look in the other direction", "turn it around", "as seen in a mirror", "reverse the picture",
             )  # fmt: skip
         case "tone":
             return pick(rng, *TONES[after.tone])
@@ -137,7 +182,8 @@ def word_edit(change: Edit, before: Scene, after: Scene, concepts: list[Concept]
             return pick(
                 rng, f"make it {style}", f"in {style} style", f"turn it into {style} style",
                 f"redraw it in {style} style", f"the same thing as {with_article(style)} drawing",
-                f"change the style to {style}",
+                f"change the style to {style}", f"as {with_article(style)} picture", f"make it look {style}",
+                f"convert it to {style} style", f"the {style} version of it", f"{style} style", f"use {style} style",
             )  # fmt: skip
         case _:
             return word_change_of_things(change, before, after, concepts, rng)
@@ -152,7 +198,9 @@ def word_new_background(background: str, rng: np.random.Generator) -> str:
     return pick(
         rng, f"change the background to {colour}", f"make the background {colour}", f"{colour} background",
         f"put it on {with_article(colour)} background", f"turn the background {colour}",
-        f"set the background to {colour}",
+        f"set the background to {colour}", f"with {with_article(colour)} background", f"put {colour} behind it",
+        f"use {colour} for the background", f"color the background {colour}", f"on {colour}",
+        f"everything behind it should be {colour}", f"{with_article(colour)} background instead",
     )  # fmt: skip
 
 
@@ -166,14 +214,17 @@ def word_change_of_things(
         noun = with_article(word_concept(concepts[new.concept], rng))
         return pick(rng, f"add {noun} {side}", f"put {noun} {side}", f"add {noun}", f"add {noun} next to it")
     if change == "remove":
-        gone = next(t for t in before.things if t.concept != after.things[0].concept)
+        gone = next(t for t in before.things if t not in after.things)
         noun = word_concept(concepts[gone.concept], rng)
         return pick(rng, f"remove the {noun}", f"take away the {noun}", f"delete the {noun}", f"erase the {noun}")
     old, new = next((a, b) for a, b in zip(before.things, after.things, strict=True) if a != b)
     noun = word_concept(concepts[old.concept], rng)
     it = f"the {noun}" if len(before.things) > 1 or rng.random() < 0.4 else "it"
     if change == "recolour":
-        return pick(rng, f"make {it} {new.tint}", f"paint {it} {new.tint}", f"color {it} {new.tint}")
+        return pick(
+            rng, f"make {it} {new.tint}", f"paint {it} {new.tint}", f"color {it} {new.tint}", f"turn {it} {new.tint}",
+            f"give {it} the color {new.tint}", f"dye {it} {new.tint}", f"{it} should be {new.tint}",
+        )  # fmt: skip
     if change == "replace":
         other = with_article(word_concept(concepts[new.concept], rng))
         return pick(rng, f"replace {it} with {other}", f"turn {it} into {other}", f"change {it} to {other}")

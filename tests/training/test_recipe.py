@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from training.art import HELD_OUT_PHOTOS
 from training.data import EMOJIBASE, SPRITE_PX, STYLES
 from training.finetune import SHIPPED
 from training.model import load_model
+from training.wording import Edit
 
 THINGS = 24
 MINUTES = 0.02  # at least one update
@@ -70,6 +72,9 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     text.train(work, MINUTES)
     autoencoder.train("canvas", work, MINUTES)
     pool.build(work, families=16, seed=0)
+    drawn_from = flow.Pool(work)
+    for kind, alike in (("plain", THINGS), ("edit", len(get_args(Edit)))):
+        assert sum(weights.sum() for weights in drawn_from.weights[kind]) == pytest.approx(alike)
     monkeypatch.setattr(flow, "SAMPLES_EVERY_MINUTES", 0)
     flow.train(work, MINUTES)
     distill.train(work, MINUTES)
