@@ -6,7 +6,7 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -34,9 +34,9 @@ from training.synonyms import with_synonyms
 from training.wording import caption
 
 KINDS = {  # kind: its share of the steps in each stage, batch size
-    "plain": ((0.85, 0.40, 0.36), 32),  # in the style that a prompt without a style gets
-    "text": ((0.10, 0.35, 0.34), 32),
-    "edit": ((0.05, 0.18, 0.23), 20),
+    "plain": ((0.85, 0.40, 0.33), 32),  # in the style that a prompt without a style gets
+    "text": ((0.10, 0.35, 0.38), 32),
+    "edit": ((0.05, 0.18, 0.22), 20),
     "layout": ((0.00, 0.07, 0.07), 12),
 }
 HIGH_NOISE_SHARES = (0.9, 0.6, 0.6)  # in each stage: nouns are learned there, and fastest alone
@@ -123,10 +123,16 @@ class Pool:
         self.weights = {kind: self.weigh(kind, list(shapes.values())) for kind, shapes in self.shapes.items()}
 
     def weigh(self, kind: str, shapes: list[list[Sample]]) -> list[NDArray[np.float64]]:
-        """Weigh samples so that every thing is drawn alike often among plain ones, every change among all others."""
-        keys = [[self.thing(sample) if kind == "plain" else sample.change for sample in shape] for shape in shapes]
+        """Weigh samples so that each sort of them (see `sort`) is drawn as often as anything else."""
+        keys = [[self.sort(kind, sample) for sample in shape] for shape in shapes]
         counts = Counter(chain.from_iterable(keys))
         return [np.array([1 / counts[key] for key in shape]) for shape in keys]
+
+    def sort(self, kind: str, sample: Sample) -> Hashable:
+        """Tell plain samples by their thing, captions by whether they name several things, all others by the change."""
+        if kind == "plain":
+            return self.thing(sample)
+        return len(self.scenes[sample.target].things) > 1 if kind == "text" else sample.change
 
     def is_plain(self, sample: Sample) -> bool:
         things = self.scenes[sample.target].things

@@ -73,8 +73,8 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     autoencoder.train("canvas", work, MINUTES)
     pool.build(work, families=16, seed=0)
     drawn_from = flow.Pool(work)
-    for kind, alike in (("plain", THINGS), ("edit", len(get_args(Edit)))):
-        assert sum(weights.sum() for weights in drawn_from.weights[kind]) == pytest.approx(alike)
+    for kind, sorts in (("plain", THINGS), ("text", 2), ("edit", len(get_args(Edit)))):
+        assert sum(weights.sum() for weights in drawn_from.weights[kind]) == pytest.approx(sorts)
     monkeypatch.setattr(flow, "SAMPLES_EVERY_MINUTES", 0)
     flow.train(work, MINUTES)
     distill.train(work, MINUTES)
