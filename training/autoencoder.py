@@ -38,6 +38,7 @@ def sources(work: Path, shrink: int) -> list[tuple[float, NDArray[np.uint8]]]:
     """Give arrays of pictures (N, size, size, 4), each with its share; none is held out."""
     sprites = load_sprites(work)
     shown = [not is_held_out(concept.label, style) for concept in read_concepts() for style in STYLES]
+    sprites = sprites[: len(shown) // len(STYLES)]
     flat = sprites.reshape(-1, *sprites.shape[2:])[:, ::shrink, ::shrink]
     art, photos = load_art(work)[:, ::shrink, ::shrink], load_photos(work)[:, ::shrink, ::shrink]
     return [(0.6, flat[np.flatnonzero(shown)]), (0.25, np.array(art)), (0.15, np.array(photos))]

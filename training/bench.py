@@ -58,9 +58,10 @@ class Bench:
 
     def __init__(self, work: Path, folder: Path, pipeline: Pipeline | None, things: int, size: int) -> None:
         self.work, self.folder, self.pipeline, self.size = work, folder, pipeline, size
-        self.concepts = read_concepts()[:things]
+        concepts = read_concepts()
+        self.concepts = concepts[:things]
         self.sprites = load_sprites(work)
-        self.judge = load_judge(work, len(self.sprites))
+        self.judge = load_judge(work, len(concepts))
         self.styles = [shown_styles(concept) for concept in self.concepts]
         self.rng = np.random.default_rng(2026)
         self.failures: list[tuple[str, Case, Image.Image]] = []

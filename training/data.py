@@ -33,6 +33,7 @@ STYLES = {  # style: package
     "3d": "@lobehub/fluent-emoji-3d@1.1.0",
     "simple": "@iconify-json/twemoji@1.2.5",
 }
+SKIN_TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,22 @@ class Concept:
 
     label: str
     aliases: tuple[str, ...]
+    varies: str = ""  # "skin" if it comes in `SKIN_TONES`, "face" if others differ from it by expression alone
 
 
 def read_concepts() -> list[Concept]:
-    """Read `label | alias, alias` lines; `#` starts a comment line."""
+    """Read `label | alias, alias | skin or face` lines; `#` starts a comment line."""
     lines = [line for line in CONCEPTS_FILE.read_text("utf-8").splitlines() if line and not line.startswith("#")]
     concepts = []
     for line in lines:
-        label, _, aliases = line.partition(" | ")
-        concepts.append(Concept(label, tuple(filter(None, aliases.split(", ")))))
+        label, aliases, varies, *_ = (part.strip() for part in f"{line}||".split("|"))
+        concepts.append(Concept(label, tuple(filter(None, aliases.split(", "))), varies))
     return concepts
+
+
+def skin_row(person: int, tone: int) -> int:
+    """Give the row of the sprites that shows the `person`th concept with skin in one of `SKIN_TONES`; from the end."""
+    return -1 - len(SKIN_TONES) * person - tone
 
 
 def is_held_out(concept: str, style: str) -> bool:
@@ -158,7 +165,7 @@ def describe_source(style: str, package: Path) -> dict[str, str]:
 
 
 def load_sprites(work: Path) -> NDArray[np.uint8]:
-    """Open the rendered sprites without reading them into memory."""
+    """Open the rendered sprites without reading them into memory: every concept's, then other skin tones."""
     sprites: NDArray[np.uint8] = np.load(work / "sprites.npy", mmap_mode="r")
     return sprites
 
@@ -168,7 +175,7 @@ def build(work: Path) -> None:
     packages = {style: fetch(package, work / "packages") for style, package in STYLES.items()}
     emojibase = fetch(EMOJIBASE, work / "packages")
     entries = json.loads((emojibase / "en" / "data.json").read_text("utf-8"))
-    hexcodes = {entry["label"]: entry["hexcode"] for entry in entries}
+    hexcodes = {skin["label"]: skin["hexcode"] for entry in entries for skin in (entry, *entry.get("skins", ()))}
     sources = [describe_source(style, package) for style, package in packages.items()]
     (work / "sources.json").write_text(json.dumps(sources, indent=1) + "\n", "utf-8")
     if (work / "sprites.npy").exists():
@@ -178,12 +185,15 @@ def build(work: Path) -> None:
         for style, package in packages.items()
     }
     concepts = read_concepts()
-    shape = (len(concepts), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
+    labels = [concept.label for concept in concepts]
+    people = [concept.label for concept in concepts if concept.varies == "skin"]
+    labels += [f"{person}: {tone} skin tone" for person in people[::-1] for tone in SKIN_TONES[::-1]]
+    shape = (len(labels), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
     partial = work / "sprites.partial.npy"
     sprites = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-    for row, concept in enumerate(tqdm(concepts, desc="rendering", mininterval=5)):
+    for row, label in enumerate(tqdm(labels, desc="rendering", mininterval=5)):
         for column, style in enumerate(STYLES):
-            name = sets[style].find(concept.label, hexcodes[concept.label])
+            name = sets[style].find(label, hexcodes[label])
             sprites[row, column] = np.asarray(trim(sets[style].draw(name)))
     sprites.flush()
     partial.rename(work / "sprites.npy")

@@ -22,10 +22,11 @@ from openklein.engine.weights import load_card, load_pipeline
 from training.bench import Bench, Case, Verdicts, shrink
 from training.data import STYLES
 from training.export import export
-from training.families import POSED_SIZE, changed_scenes, joined_things, two_things
+from training.families import POSED_SIZE, Family, Sample, changed_scenes, joined_things, two_things, word_sample
 from training.fidelity import photographs, round_trips
 from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
 from training.model import load_model
+from training.people import draw_people
 from training.scenes import COLOURS, SQUARE, Scene, Thing, arrange, default_style
 from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
@@ -133,6 +134,11 @@ def restyled(bench: Bench, scene: Scene) -> Scene:
     return replace(scene, things=(replace(thing, style=shown[(shown.index(thing.style) + 1) % len(shown)]),))
 
 
+def edit_case(bench: Bench, family: Family, sample: Sample) -> Case:
+    before, after = family.scenes[sample.references[0]], family.scenes[sample.target]
+    return Case(word_sample(sample, family.scenes, bench.concepts, bench.rng), after, (before,))
+
+
 def edit_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
     """Make every kind of edit of one thing and of two."""
     names = list(COLOURS)
@@ -146,12 +152,20 @@ def edit_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
             if psnr(bench.paint(after), bench.paint(base)) < UNCHANGED_PSNR_DB:  # as a mirrored ball is not
                 prompt = word_edit(change, base, after, bench.concepts, bench.rng)  # type: ignore[arg-type]
                 yield (after.tone or change), Case(prompt, after, (base,))
-        family = two_things([(thing, style), *bench.pairs()[:2]], bench.rng)
-        for sample in family.samples:
-            if sample.change in ("add", "remove", "replace"):
-                before, after = family.scenes[sample.references[0]], family.scenes[sample.target]
-                prompt = word_edit(sample.change, before, after, bench.concepts, bench.rng)
-                yield sample.change, Case(prompt, after, (before,))
+        one, two = bench.pairs()[:2]
+        for family in (two_things([(thing, style), one, two], bench.rng), joined_things([one, two], [], bench.rng)):
+            for sample in family.samples:
+                if sample.change in ("add", "remove", "replace"):
+                    yield sample.change, edit_case(bench, family, sample)
+
+
+def people_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
+    """Make the edits that people and faces alone can have."""
+    families = list(draw_people(bench.concepts, bench.styles, bench.rng))
+    for number in bench.rng.permutation(len(families))[: 2 * bench.size]:
+        sample = families[number].samples[0]
+        assert sample.change in ("skin", "expression")
+        yield sample.change, edit_case(bench, families[number], sample)
 
 
 def judge_edits(bench: Bench, change: str, cases: Sequence[Case], results: Sequence[Image.Image]) -> Verdicts:
@@ -159,7 +173,7 @@ def judge_edits(bench: Bench, change: str, cases: Sequence[Case], results: Seque
 
     A restyled thing has to be named right, and be nearer to itself in the style asked for than in any other.
     """
-    if change in ("add", "replace"):
+    if change in ("add", "replace", "expression"):
         return bench.all_in_place(results, cases)
     if change == "restyle":
         right = [nearest_style(bench, result, case) for result, case in zip(results, cases, strict=True)]
@@ -176,7 +190,7 @@ def nearest_style(bench: Bench, result: Image.Image, case: Case) -> bool:
 
 def edits(bench: Bench) -> Shares:
     by_change: dict[str, list[Case]] = {}
-    for change, case in edit_cases(bench):
+    for change, case in (*edit_cases(bench), *people_cases(bench)):
         by_change.setdefault(change, []).append(case)
     shares = {}
     for change, cases in by_change.items():
@@ -201,6 +215,8 @@ def references(bench: Bench) -> Shares:
             by_change.setdefault(layout, []).append(Case(f"put them in a {layout}", target, sources))
         family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], bench.rng)
         for sample in family.samples:
+            if sample.change == "replace":  # which is an edit of one picture
+                continue
             assert sample.change in ("insert", "place", "stack")
             shown = tuple(family.scenes[i] for i in sample.references)
             case = Case(word_join(sample.change, bench.rng), family.scenes[sample.target], shown)

@@ -37,10 +37,13 @@ class Family:
         return len(self.scenes) - 1
 
 
-def draw_sample(styles: list[list[int]], rng: np.random.Generator) -> tuple[Sample, list[Scene]]:
+def draw_sample(styles: list[list[int]], people: list[Family], rng: np.random.Generator) -> tuple[Sample, list[Scene]]:
     """Draw one sample of a family, and the family's scenes; captions as often as all else."""
-    order = [i for i in rng.permutation(len(styles))[:16].tolist() if styles[i]]
-    family = draw_family(int(rng.integers(8)), order, styles, rng)
+    if people and rng.random() < 0.1:
+        family = people[rng.integers(len(people))]
+    else:
+        order = [i for i in rng.permutation(len(styles))[:16].tolist() if styles[i]]
+        family = draw_family(int(rng.integers(8)), order, styles, rng)
     captions = [sample for sample in family.samples if sample.change is None]
     samples = captions if captions and rng.random() < 0.5 else family.samples
     return samples[rng.integers(len(samples))], family.scenes
@@ -223,9 +226,11 @@ def joined_things(pairs: list[tuple[int, int]], styles: list[int], rng: np.rando
     alone = family.add(Scene((two,), behind, SQUARE))
     inserted = (replace(two, size=0.6, x=0.32), replace(one, size=0.34, x=0.81, y=0.62))
     stacked = (replace(two, size=0.47, y=0.74), replace(one, size=0.47, y=0.26))
+    placed = family.add(Scene((one,), behind, SQUARE))
     family.samples += [
         Sample(family.add(Scene(inserted, behind, SQUARE)), (source, scene), "insert"),
-        Sample(family.add(Scene((one,), behind, SQUARE)), (source, alone), "place"),
+        Sample(placed, (source, alone), "place"),
+        Sample(placed, (alone,), "replace"),
         Sample(family.add(Scene(stacked, behind, SQUARE)), (source, alone), "stack"),
     ]
     if two.style in styles and two.style != one.style:

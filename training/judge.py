@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from training.checkpoints import Average, Run
-from training.data import load_sprites
+from training.data import STYLES, load_sprites, read_concepts
 from training.scenes import COLOURS, PLACES, paint_background
 
 INPUT_PX = 64
@@ -64,7 +64,7 @@ def small_sprites(work: Path) -> Tensor:
     path = work / "judge" / "sprites.npy"
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
-        large = load_sprites(work)
+        large = load_sprites(work)[: len(read_concepts())]
         flat = large.reshape(-1, *large.shape[2:])
         step = flat.shape[1] // INPUT_PX
         blocks = (row.reshape(INPUT_PX, step, INPUT_PX, step, 4).mean((1, 3)).astype(np.uint8) for row in flat)
@@ -127,7 +127,7 @@ def load_judge(work: Path, things: int) -> Judge:
 
 def train(work: Path, minutes: float, peak_rate: float = 2e-3) -> None:
     torch.manual_seed(0)
-    things, styles = load_sprites(work).shape[:2]
+    things, styles = len(read_concepts()), len(STYLES)
     judge = Judge(things).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(judge.parameters(), peak_rate, weight_decay=0.02)
     average = Average(judge, 0.995)

@@ -22,8 +22,9 @@ from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.mini_autoencoder import STEM_SCALE, MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.tokens import pack, patchify
 from training.autoencoder import load_average
-from training.data import load_sprites, read_concepts
+from training.data import Concept, load_sprites, read_concepts
 from training.families import Family, Sample, draw_family, portraits, shown_styles
+from training.people import draw_people
 from training.scenes import Scene, paint
 
 SPRITE_PX = 256  # enough for a canvas
@@ -44,7 +45,7 @@ def small_sprites(work: Path) -> NDArray[np.uint8]:
 
 
 class Families(IterableDataset[tuple[Family, list[NDArray[np.uint8]]]]):
-    """Painted families: portraits of every concept, so that none is missed, then others, concepts in turn.
+    """Painted families: portraits of every concept, so that none is missed, people, then others, concepts in turn.
 
     Made in a process beside the encoder.
     """
@@ -54,14 +55,15 @@ class Families(IterableDataset[tuple[Family, list[NDArray[np.uint8]]]]):
 
     def __iter__(self) -> Iterator[tuple[Family, list[NDArray[np.uint8]]]]:
         sprites = small_sprites(self.work)
-        styles = [shown_styles(concept) for concept in read_concepts()]
-        for family in self.draw(styles, np.random.default_rng(self.seed)):
+        for family in self.draw(read_concepts(), np.random.default_rng(self.seed)):
             yield family, [paint(scene, sprites) for scene in family.scenes]
 
-    def draw(self, styles: list[list[int]], rng: np.random.Generator) -> Iterator[Family]:
+    def draw(self, concepts: list[Concept], rng: np.random.Generator) -> Iterator[Family]:
+        styles = [shown_styles(concept) for concept in concepts]
         shown = [concept for concept, its in enumerate(styles) if its]
         for concept in shown:
             yield portraits(concept, styles[concept], rng)
+        yield from draw_people(concepts, styles, rng)
         order: list[int] = []
         for number in range(self.count):
             if len(order) < 4:

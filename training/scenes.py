@@ -15,7 +15,7 @@ from openklein.contract import RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.mini_autoencoder import CANVAS_SCALE
 from openklein.engine.tokens import Grid
-from training.data import STYLES, Concept, is_held_out
+from training.data import SKIN_TONES, STYLES, Concept, is_held_out
 
 CANVAS_TOKEN_PX = KLEIN_MINI.token_px // CANVAS_SCALE
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -79,6 +79,11 @@ class Thing:
     y: float = 0.5
     mirrored: bool = False
     tint: str = ""  # a colour that it does not have by nature
+    skin_row: int = 0  # of its sprite in another skin tone, or 0
+
+    @property
+    def skin_tone(self) -> str:
+        return SKIN_TONES[(-1 - self.skin_row) % len(SKIN_TONES)] if self.skin_row else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +152,7 @@ def mask_and_paint(scene: Scene, sprites: NDArray[np.uint8]) -> tuple[Pixels, Fl
     covered = np.zeros((height, width), np.float32)
     for thing in scene.things:
         size = round(thing.size * min(seen_height, seen_width))
-        sprite = Image.fromarray(sprites[thing.concept, thing.style])
+        sprite = Image.fromarray(sprites[thing.skin_row or thing.concept, thing.style])
         rgba = np.asarray(sprite.resize((size, size), Image.Resampling.BILINEAR), np.float32)
         if thing.mirrored:
             rgba = rgba[:, ::-1]

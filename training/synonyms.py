@@ -9,6 +9,7 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -72,7 +73,7 @@ def nearest(concepts: Sequence[Concept], words: Sequence[str]) -> dict[str, list
 def with_synonyms(concepts: Sequence[Concept], work: Path) -> list[Concept]:
     """Add the words found to the concepts' aliases."""
     found = json.loads((work / "synonyms.json").read_text("utf-8"))
-    return [Concept(c.label, (*c.aliases, *found.get(c.label, ()))) for c in concepts]
+    return [replace(c, aliases=(*c.aliases, *found.get(c.label, ()))) for c in concepts]
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
 from training.checkpoints import Average, Run
-from training.data import STYLES, Concept, read_concepts
-from training.families import Sample, draw_sample, shown_styles, word_sample
+from training.data import SKIN_TONES, STYLES, Concept, read_concepts
+from training.families import Family, Sample, draw_sample, shown_styles, word_sample
+from training.people import draw_people
 from training.scenes import COLOURS, PLACES, Layout, Scene, Thing, Tone
 from training.synonyms import with_synonyms
 from training.wording import BIG, SMALL, Edit, Join
@@ -34,7 +35,7 @@ CHANGES = tuple(
     f"{change} {detail}".strip()
     for change in (*get_args(Edit), *get_args(Layout), *get_args(Join))
     for detail in {"tone": get_args(Tone)[1:], "rotate": ("1", "2", "3"), "move": ("left", "right", "up", "down"),
-                   "resize": ("small", "big")}.get(change, ("",))
+                   "resize": ("small", "big"), "skin": SKIN_TONES}.get(change, ("",))
 )  # fmt: skip
 RELATIONS = ("beside", "above", "before")
 
@@ -59,6 +60,8 @@ def describe_change(sample: Sample, before: Scene, after: Scene) -> str:
             return f"tone {after.tone}"
         case "rotate":
             return f"rotate {after.quarter_turns}"
+        case "skin":
+            return f"skin {after.things[0].skin_tone}"
         case "move" | "resize":
             (old,), (new,) = before.things, after.things
             if sample.change == "resize":
@@ -83,10 +86,10 @@ def named_things(sample: Sample, before: Scene, after: Scene) -> tuple[Thing, ..
     match sample.change:
         case None:
             return after.things
-        case "add" | "replace":
+        case "add" | "replace" | "expression":
             return after.things[-1:]
         case "remove":
-            return tuple(t for t in before.things if t.concept != after.things[0].concept)
+            return tuple(t for t in before.things if t not in after.things)
     return ()
 
 
@@ -116,9 +119,11 @@ def classes_of(sample: Sample, scenes: list[Scene]) -> list[int]:
     ]
 
 
-def example(concepts: list[Concept], styles: list[list[int]], rng: np.random.Generator) -> tuple[str, list[int]]:
+def example(
+    concepts: list[Concept], styles: list[list[int]], people: list[Family], rng: np.random.Generator
+) -> tuple[str, list[int]]:
     """Word something; return it with its classes."""
-    sample, scenes = draw_sample(styles, rng)
+    sample, scenes = draw_sample(styles, people, rng)
     return word_sample(sample, scenes, concepts, rng), classes_of(sample, scenes)
 
 
@@ -157,9 +162,10 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
     average = Average(model.text_encoder, 0.99)
     run = Run(work / "text", minutes, {"model": model, "optimizer": optimizer, "average": average})
     rng = np.random.default_rng(run.step)
+    people = list(draw_people(concepts, styles, rng))
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20)
-        texts, classes = zip(*(example(concepts, styles, rng) for _ in range(BATCH)), strict=True)
+        texts, classes = zip(*(example(concepts, styles, people, rng) for _ in range(BATCH)), strict=True)
         with torch.autocast("cpu", torch.bfloat16):
             loss, _ = model.loss(*tokenizer.encode(texts), torch.tensor(classes))
         optimizer.zero_grad(set_to_none=True)
@@ -169,7 +175,7 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
         average.update(model.text_encoder)
         run.record(loss=loss.item())
     with torch.no_grad():
-        texts, classes = zip(*(example(concepts, styles, rng) for _ in range(1000)), strict=True)
+        texts, classes = zip(*(example(concepts, styles, people, rng) for _ in range(1000)), strict=True)
         _, right = model.loss(*tokenizer.encode(texts), torch.tensor(classes))
         print(f"read right: things {right[0]:.3f}, {right[1]:.3f}; everything else {right[2:].min():.3f} or more")
 

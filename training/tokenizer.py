@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from openklein.engine.catalog import KLEIN_MINI
 from training.data import EMOJIBASE, fetch, read_concepts
 from training.families import draw_sample, shown_styles, word_sample
+from training.people import draw_people
 from training.synonyms import with_synonyms
 from training.wording import with_article
 
@@ -28,8 +29,9 @@ def captions(work: Path, seed: int = 0) -> Iterator[str]:
     styles = [shown_styles(concept) for concept in concepts]
     for concept in concepts:
         yield from (with_article(name.lower()) for name in (concept.label, concept.label, *concept.aliases))
+    people = list(draw_people(concepts, styles, rng))
     for _ in range(20_000):
-        yield word_sample(*draw_sample(styles, rng), concepts, rng)
+        yield word_sample(*draw_sample(styles, people, rng), concepts, rng)
 
 
 def dictionary(folder: Path) -> Iterator[str]:

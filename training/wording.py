@@ -8,8 +8,9 @@ from training.data import STYLES, Concept
 from training.scenes import PLACES, Layout, Scene, Thing, Tone, default_style
 
 Edit = Literal[
-    "background", "mirror", "tone", "rotate", "restyle", "recolour", "add", "remove", "replace", "move", "resize"
-]
+    "background", "mirror", "tone", "rotate", "restyle", "recolour", "add", "remove", "replace", "move", "resize",
+    "skin", "expression",
+]  # fmt: skip
 Join = Literal["insert", "place", "style", "stack"]  # what two references make together
 SMALL, BIG = 0.5, 0.93  # sizes of a single thing that are called small and big
 NUMBERS = ("", "one", "two", "three", "four")
@@ -95,6 +96,8 @@ def word_thing(thing: Thing, concepts: list[Concept], rng: np.random.Generator, 
     )  # fmt: skip
     praise = pick(rng, *PRAISE) if sized and rng.random() < 0.06 else ""
     words = f"{praise}{size}{thing.tint + ' ' if thing.tint else ''}{noun}"
+    if thing.skin_row:
+        return f"{with_article(words)} with {thing.skin_tone} skin"
     return words if words == noun and (noun.endswith("s") or rng.random() < 0.3) else with_article(words)
 
 
@@ -185,6 +188,10 @@ def word_plain_edit(
                 f"change the style to {style}", f"as {with_article(style)} picture", f"make it look {style}",
                 f"convert it to {style} style", f"the {style} version of it", f"{style} style", f"use {style} style",
             )  # fmt: skip
+        case "skin":
+            return word_new_skin(after.things[0].skin_tone, rng)
+        case "expression":
+            return word_new_expression(concepts[after.things[0].concept].label.lower(), rng)
         case _:
             return word_change_of_things(change, before, after, concepts, rng)
 
@@ -201,6 +208,24 @@ def word_new_background(background: str, rng: np.random.Generator) -> str:
         f"set the background to {colour}", f"with {with_article(colour)} background", f"put {colour} behind it",
         f"use {colour} for the background", f"color the background {colour}", f"on {colour}",
         f"everything behind it should be {colour}", f"{with_article(colour)} background instead",
+    )  # fmt: skip
+
+
+def word_new_skin(tone: str, rng: np.random.Generator) -> str:
+    return pick(
+        rng, f"make the skin {tone}", f"give it {tone} skin", f"change the skin tone to {tone}", f"{tone} skin",
+        f"with {tone} skin", f"a {tone} skin tone", f"the skin should be {tone}",
+    )  # fmt: skip
+
+
+def word_new_expression(face: str, rng: np.random.Generator) -> str:
+    """Name the face to make, or what it looks like if its name says no more than that."""
+    look = face.removesuffix(" face")
+    if look != face and " " not in look and rng.random() < 0.5:
+        return pick(rng, f"make it {look}", f"make the face {look}", f"a {look} expression", f"let it look {look}")
+    return pick(
+        rng, f"make it {with_article(face)}", f"change the expression to {face}", f"turn it into {with_article(face)}",
+        f"give it the expression of {with_article(face)}",
     )  # fmt: skip
 
 

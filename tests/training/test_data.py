@@ -29,9 +29,10 @@ def test_trim_fills_the_square_and_keeps_the_shape() -> None:
 
 def test_concepts_have_labels_and_aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "CONCEPTS_FILE", tmp_path / "concepts.txt")
-    data.CONCEPTS_FILE.write_text("# a comment\nautomobile | car, motor car\ndog\n")
-    car, dog = read_concepts()
+    data.CONCEPTS_FILE.write_text("# a comment\nautomobile | car, motor car\ndog\nbaby | | skin\n")
+    car, dog, baby = read_concepts()
     assert (car.label, car.aliases, dog.aliases) == ("automobile", ("car", "motor car"), ())
+    assert (car.varies, baby.aliases, baby.varies) == ("", (), "skin")
 
 
 def test_a_thousand_concepts_have_no_twins() -> None:

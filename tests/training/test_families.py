@@ -19,6 +19,7 @@ from training.families import (
     two_things,
     word_sample,
 )
+from training.people import draw_people
 from training.scenes import SQUARE, Scene
 
 
@@ -107,8 +108,13 @@ def test_edits_of_two_things_leave_the_other_as_it_was() -> None:
 def test_two_references_join_in_their_order() -> None:
     family = joined_things([(1, 0), (2, 1)], [0, 1], np.random.default_rng(0))
     for sample in family.samples:
-        first, second = (family.scenes[i] for i in sample.references)
         after = family.scenes[sample.target]
+        if sample.change == "replace":
+            before = family.scenes[sample.references[0]]
+            assert replace(after, things=before.things) == before
+            assert (before.things[0].concept, after.things[0].concept) == (2, 1)
+            continue
+        first, second = (family.scenes[i] for i in sample.references)
         assert (first.things[0].concept, second.things[0].concept) == (1, 2)
         match sample.change:
             case "insert":
@@ -120,13 +126,14 @@ def test_two_references_join_in_their_order() -> None:
                 assert {t.concept: t.y < 0.5 for t in after.things} == {1: True, 2: False}
             case "style":
                 assert after == replace(first, things=(replace(first.things[0], style=1),))
-    assert {sample.change for sample in family.samples} == {"insert", "place", "stack", "style"}
+    assert {sample.change for sample in family.samples} == {"insert", "place", "replace", "stack", "style"}
 
 
 def test_every_sample_can_be_worded() -> None:
     concepts, rng = read_concepts(), np.random.default_rng(0)
     styles = [shown_styles(concept) for concept in concepts]
-    texts = [word_sample(*draw_sample(styles, rng), concepts, rng) for _ in range(500)]
+    people = list(draw_people(concepts, styles, rng))
+    texts = [word_sample(*draw_sample(styles, people, rng), concepts, rng) for _ in range(500)]
     assert all(texts)
     assert len(set(texts)) > 250
 

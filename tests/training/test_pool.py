@@ -11,10 +11,10 @@ from training.scenes import SQUARE
 
 
 def test_no_thing_is_missed_in_a_style_that_it_is_shown_in_and_none_is_shown_in_another() -> None:
-    styles = [shown_styles(concept) for concept in read_concepts()]
-    pairs = {(concept, style) for concept, its in enumerate(styles) for style in its}
+    concepts = read_concepts()
+    pairs = {(number, style) for number, concept in enumerate(concepts) for style in shown_styles(concept)}
     on_white, seen = set(), set()
-    for family in Families(Path(), count=8, seed=0).draw(styles, np.random.default_rng(0)):
+    for family in Families(Path(), count=8, seed=0).draw(concepts, np.random.default_rng(0)):
         for sample in family.samples:
             scene = family.scenes[sample.target]
             shown = {(thing.concept, thing.style) for thing in scene.things}

@@ -17,12 +17,12 @@ from openklein.engine.types import ImageRequest
 from openklein.engine.weights import load_pipeline
 from training import autoencoder, data, distill, evaluate, export, finetune, flow, judge, pool, text, tokenizer
 from training.art import HELD_OUT_PHOTOS
-from training.data import EMOJIBASE, SPRITE_PX, STYLES
+from training.data import EMOJIBASE, SKIN_TONES, SPRITE_PX, STYLES
 from training.finetune import SHIPPED
 from training.model import load_model
 from training.wording import Edit
 
-THINGS = 24
+THINGS, PEOPLE = 24, 1
 MINUTES = 0.02  # at least one update
 
 
@@ -31,10 +31,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Lay out what the fetching steps would leave: sprites, further art, a photograph, synonyms, a dictionary."""
     monkeypatch.setattr(data, "CONCEPTS_FILE", tmp_path / "concepts.txt")
     monkeypatch.setattr(tokenizer, "fetch", lambda package, folder: folder / package.partition("@")[0])
-    (tmp_path / "concepts.txt").write_text("".join(f"thing {i} | item {i}\n" for i in range(THINGS)))
+    varies = ["skin"] * PEOPLE + ["face"] * 4 + [""] * (THINGS - PEOPLE - 4)
+    lines = [f"thing {i} | item {i} | {kind}\n" for i, kind in enumerate(varies)]
+    (tmp_path / "concepts.txt").write_text("".join(lines))
     rng = np.random.default_rng(0)
-    pictures = [draw_thing(rng) for _ in range(THINGS * len(STYLES))]
-    np.save(tmp_path / "sprites.npy", np.stack(pictures).reshape(THINGS, len(STYLES), SPRITE_PX, SPRITE_PX, 4))
+    rows = THINGS + PEOPLE * len(SKIN_TONES)
+    pictures = [draw_thing(rng) for _ in range(rows * len(STYLES))]
+    np.save(tmp_path / "sprites.npy", np.stack(pictures).reshape(rows, len(STYLES), SPRITE_PX, SPRITE_PX, 4))
     np.save(tmp_path / "art.npy", np.stack(pictures[:2]))
     (tmp_path / "photos").mkdir()
     for name in ("noise.png", *HELD_OUT_PHOTOS):
@@ -97,7 +100,13 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     assert ("| references_stack |" in page) == (figures["references"]["stack"] < 1)
     evaluate.evaluate(work, tmp_path / "real", things=THINGS, size=2, of_real=True)
     real = json.loads((tmp_path / "real" / "possible.json").read_text())
-    named = ("add", "replace", "restyle", "object_psnr_db")  # which the judge, who has learned little, tells apart
+    named = (
+        "add",
+        "replace",
+        "restyle",
+        "expression",
+        "object_psnr_db",
+    )  # which the judge tells apart, who has learned little
     assert {share for change, share in real["edits"].items() if change not in named} == {1}
     assert real["counts"] == real["backgrounds"] == {"right": 1}
 
