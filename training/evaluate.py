@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from openklein.contract import MINI_MODEL, RESOLUTIONS
@@ -32,7 +33,7 @@ from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
 HELD_OUT_WORDS = Path(__file__).with_name("prompts") / "held_out"
 TEACHER_STEPS, TEACHER_GUIDANCE = 30, 2.0
-UNCHANGED_PSNR_DB = 30.0
+UNCHANGED_PSNR_DB, KEPT_PSNR_DB = 30.0, 20.0
 Shares = dict[str, float]
 
 
@@ -89,10 +90,12 @@ def backgrounds(bench: Bench) -> Shares:
         for (i, _), colour in zip(bench.pairs(), np.resize(list(COLOURS), bench.size), strict=False)
     ]
     results = bench.run(cases, "backgrounds")
-    distances = [
-        delta_e(border(np.asarray(result)), case.target.background) for result, case in zip(results, cases, strict=True)
-    ]
-    return {"right": bench.share("backgrounds", cases, results, np.array(distances) < DELTA_E_LIMIT)}
+    return {"right": bench.share("backgrounds", cases, results, background_distances(results, cases) < DELTA_E_LIMIT)}
+
+
+def background_distances(results: Sequence[Image.Image], cases: Sequence[Case]) -> NDArray[np.float64]:
+    pairs = zip(results, cases, strict=True)
+    return np.array([delta_e(border(np.asarray(result)), case.target.background) for result, case in pairs])
 
 
 def two_side_by_side(bench: Bench) -> Shares:
@@ -198,8 +201,10 @@ def edits(bench: Bench) -> Shares:
         results = bench.run(cases, group)
         shares[change] = bench.share(group, cases, results, judge_edits(bench, change, cases, results))
         if change == "background":
-            decibels = [bench.object_psnr(result, case) for result, case in zip(results, cases, strict=True)]
-            shares["object_psnr_db"] = float(np.mean(decibels))
+            decibels = np.array([bench.object_psnr(result, case) for result, case in zip(results, cases, strict=True)])
+            right = background_distances(results, cases) < DELTA_E_LIMIT
+            shares["object_psnr_db"] = float(decibels.mean())
+            shares["coloured_and_kept"] = float((right & (decibels >= KEPT_PSNR_DB)).mean())
     return shares
 
 
