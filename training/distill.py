@@ -25,7 +25,7 @@ from training.guidance import GuidedTeacher
 from training.model import MiniModel, load_model
 
 SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
-GUIDANCE = 2.0
+GUIDANCE = 3.0
 BATCH = 16
 
 

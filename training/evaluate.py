@@ -32,7 +32,7 @@ from training.scenes import COLOURS, SQUARE, Scene, Thing, arrange, default_styl
 from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
 HELD_OUT_WORDS = Path(__file__).with_name("prompts") / "held_out"
-TEACHER_STEPS, TEACHER_GUIDANCE = 30, 2.0
+TEACHER_STEPS, TEACHER_GUIDANCE = 30, 3.0
 UNCHANGED_PSNR_DB, KEPT_PSNR_DB = 30.0, 20.0
 Shares = dict[str, float]
 

@@ -10,7 +10,7 @@ from training.bench import make, sheet
 from training.export import export
 from training.model import MiniModel
 
-CARD = replace(KLEIN_MINI, steps=10, guidance=2.0)  # what is not distilled yet wants both
+CARD = replace(KLEIN_MINI, steps=10, guidance=3.0)  # what is not distilled yet wants both
 PROMPTS = (
     "a lion", "a red apple", "a rocket", "a castle", "an octopus", "a guitar", "a snowman", "a flat penguin",
     "a 3d strawberry", "a simple car", "a dog on a teal background", "a sunflower in a meadow", "a blue butterfly",
