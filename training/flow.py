@@ -123,7 +123,7 @@ class Pool:
         self.weights = {kind: self.weigh(kind, list(shapes.values())) for kind, shapes in self.shapes.items()}
 
     def weigh(self, kind: str, shapes: list[list[Sample]]) -> list[NDArray[np.float64]]:
-        """Weigh samples so that each sort of them (see `sort`) is drawn as often as anything else."""
+        """Weigh samples so that each sort of them (see `sort`) is drawn as often as any other."""
         keys = [[self.sort(kind, sample) for sample in shape] for shape in shapes]
         counts = Counter(chain.from_iterable(keys))
         return [np.array([1 / counts[key] for key in shape]) for shape in keys]
