@@ -5,6 +5,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from openklein.engine import text_encoder as module
 from openklein.engine.catalog import KLEIN_4B
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
 from openklein.errors import PromptTooLong
@@ -104,6 +105,21 @@ class TestTextEncoder:
         assert together.shape == (2, 32, CONFIG.feature_size)
         assert torch.allclose(together[1], alone[0], atol=1e-6)
         assert not torch.allclose(together[0], alone[0], atol=1e-2)
+
+    def test_padding_without_keys_keeps_its_features_to_the_bit(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        torch.manual_seed(0)
+        encoder = TextEncoder(replace(CONFIG, head_dim=64)).bfloat16().eval()
+        ids = torch.randint(CONFIG.vocab_size, (2, 256))
+        mask = torch.arange(256) < torch.tensor([[20], [70]])
+        keys: list[int] = []
+        for layer in encoder.layers:
+            layer.get_submodule("self_attn.k_proj").register_forward_hook(lambda *call: keys.append(call[-1].shape[1]))
+        with torch.no_grad():
+            short = encoder(ids, mask)
+            monkeypatch.setattr(module, "KEYS_MULTIPLE", 256)
+            assert torch.equal(short, encoder(ids, mask))
+        assert set(keys[: len(keys) // 2]) == {128}
+        assert set(keys[len(keys) // 2 :]) == {256}
 
     def test_only_the_layers_up_to_the_last_one_used_are_built(self) -> None:
         with torch.device("meta"):

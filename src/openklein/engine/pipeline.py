@@ -102,7 +102,7 @@ class Pipeline:
     def _encode_prompt(self, prompt: str) -> Tensor:
         """Give features (1, T, joint); with guidance those of an empty prompt are a second row."""
         ids, mask = self._tokenizer.encode([prompt] if self.card.guidance == 1 else [prompt, ""])
-        features: Tensor = self._text_encoder(ids, mask.to(self.choice.device))
+        features: Tensor = self._text_encoder(ids, mask)
         return features
 
     def _encode_references(self, references: Sequence[Image.Image]) -> tuple[Tensor, list[Grid]]:

@@ -6,6 +6,7 @@ the later layers and the language head are never built. Source: transformers `mo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 
 from openklein.contract import MAX_PROMPT_TOKENS
 from openklein.errors import PromptTooLong
+
+KEYS_MULTIPLE: Final = 64  # of keys; for these PyTorch's attention rounds as it does for all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +110,14 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, eps=config.eps)
 
     def forward(self, x: Tensor, mask: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        seen = mask.shape[-1]  # tokens that any other attends to, the first ones
+        seen_x, seen_rotary = x[:, :seen].contiguous(), (rotary[0][:seen], rotary[1][:seen])
         query, key, value = (
-            torch.unflatten(projection(x), -1, (-1, self.head_dim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            torch.unflatten(projection(tokens), -1, (-1, self.head_dim))
+            for projection, tokens in ((self.q_proj, x), (self.k_proj, seen_x), (self.v_proj, seen_x))
         )
         query = rotate_halves(self.q_norm(query).transpose(1, 2), *rotary)
-        key = rotate_halves(self.k_norm(key).transpose(1, 2), *rotary)
+        key = rotate_halves(self.k_norm(key).transpose(1, 2), *seen_rotary)
         mixed = F.scaled_dot_product_attention(
             query, key, value.transpose(1, 2), attn_mask=mask, enable_gqa=query.shape[1] != key.shape[1]
         )
@@ -173,14 +178,17 @@ class TextEncoder(nn.Module):
         return layers
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Map ids (B, T) and mask (B, T), true for real tokens, to features (B, T, feature_size).
+        """Map ids (B, T) and mask (B, T), true for real tokens, both on the CPU, to features (B, T, feature_size).
 
-        Padding is never attended to, but its own features are kept: the transformer reads them all.
+        Padding is never attended to, so most of it gets no keys and values, but its own features are kept: the
+        transformer reads them all.
         """
         length = ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-        visible = causal & mask[:, None, None, :]  # (B, 1, T, T)
+        real = int(mask.any(dim=0).nonzero()[-1]) + 1
+        seen = min(length, KEYS_MULTIPLE * -(-real // KEYS_MULTIPLE))
         x = self.embedding(ids.to(self.embedding.weight.device))
+        causal = torch.ones(length, seen, dtype=torch.bool).tril()
+        visible = (causal & mask[:, None, None, :seen]).to(x.device)  # (B, 1, T, seen)
         rotary = self._rotary(length, x)
         features = []
         for number, layer in enumerate(self.layers, start=1):
