@@ -25,7 +25,7 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 
 def to_text(text: str) -> str:
     if not text or text != text.strip() or not text.isprintable():
-        raise ValueError("text without control characters or blanks at its ends is allowed")
+        raise ValueError("text is allowed that can be printed and has no blanks at its ends")
     return text
 
 

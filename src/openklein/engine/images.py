@@ -30,6 +30,7 @@ _DECODING_ERRORS = (
     zlib.error,
 )
 
+PNG_END = b"IEND\xaeB`\x82"  # the last chunk's name and checksum, whose lack Pillow overlooks
 # Pillow would warn at 89 and refuse at 179 megapixels; decode_image has one limit of its own instead.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -46,13 +47,16 @@ def decode_image(data: bytes, *, max_pixels: int = 50_000_000) -> Image.Image:
     _check_size(image.width, image.height, max_pixels)
     if data.startswith(b"\xff\xd8") and data.count(b"\xff\xda") > MAX_JPEG_SCANS:
         raise InvalidImage(f"The JPEG image has more than {MAX_JPEG_SCANS} scans; save it as a baseline JPEG.")
+    damaged = InvalidImage(
+        f"The {image.format} image is damaged or cut short at {len(data)} bytes; send a complete file."
+    )
+    if image.format == "PNG" and PNG_END not in data:
+        raise damaged
     try:
-        image.verify()  # the checksums and the end of a PNG, whose lack loading would overlook; uses the object up
+        image.verify()  # the checksums of a PNG, which loading would overlook; uses the object up
         return _flatten(ImageOps.exif_transpose(Image.open(BytesIO(data), formats=FORMATS)))
     except _DECODING_ERRORS as error:
-        raise InvalidImage(
-            f"The {image.format} image is damaged or cut short at {len(data)} bytes; send a complete file."
-        ) from error
+        raise damaged from error
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
