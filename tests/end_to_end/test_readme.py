@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.end_to_end.servers import ROOT, Server, clean_environment
+from tests.end_to_end.servers import ROOT, Server, clean_environment, running
 
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -34,6 +34,16 @@ def test_make_targets_exist() -> None:
     for command in commands():
         if command.startswith("make "):
             assert command.split()[1] in targets, command
+
+
+def test_make_serve_serves_once_installed(openklein: Path, tmp_path: Path) -> None:
+    environment = openklein.parent.parent
+    installed = ["-o", f"{environment}/.installed"]  # with no need to look for what it is made of
+    flags = f"ARGS=--port 0 --data-dir {tmp_path / 'data'}"
+    with running(["make", "-C", str(ROOT), "serve", f"VENV={environment}", *installed, flags], tmp_path, {}) as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            assert client.get("/v1/models").status_code == 200
 
 
 def test_curl_lines_and_commands_do_what_they_say(server: Server, openklein: Path, tmp_path: Path) -> None:
