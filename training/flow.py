@@ -34,9 +34,9 @@ from training.synonyms import with_synonyms
 from training.wording import caption
 
 KINDS = {  # kind: its share of the steps in each stage, batch size
-    "plain": ((0.85, 0.40, 0.33), 32),  # in the style that a prompt without a style gets
-    "text": ((0.10, 0.35, 0.38), 32),
-    "edit": ((0.05, 0.18, 0.22), 20),
+    "plain": ((0.85, 0.36, 0.36), 32),  # in the style that a prompt without a style gets
+    "text": ((0.10, 0.30, 0.30), 32),
+    "edit": ((0.05, 0.27, 0.27), 20),
     "layout": ((0.00, 0.07, 0.07), 12),
 }
 HIGH_NOISE_SHARES = (0.9, 0.6, 0.6)  # in each stage: nouns are learned there, and fastest alone
@@ -123,10 +123,10 @@ class Pool:
         self.weights = {kind: self.weigh(kind, list(shapes.values())) for kind, shapes in self.shapes.items()}
 
     def weigh(self, kind: str, shapes: list[list[Sample]]) -> list[NDArray[np.float64]]:
-        """Weigh samples so that each sort of them (see `sort`) is drawn as often as any other."""
+        """Weigh samples so that each sort of them (see `sort`) is drawn by the square root of its number."""
         keys = [[self.sort(kind, sample) for sample in shape] for shape in shapes]
         counts = Counter(chain.from_iterable(keys))
-        return [np.array([1 / counts[key] for key in shape]) for shape in keys]
+        return [np.array([counts[key] ** -0.5 for key in shape]) for shape in keys]
 
     def sort(self, kind: str, sample: Sample) -> Hashable:
         """Tell plain samples by their thing, captions by whether they name several things, all others by the change."""

@@ -116,7 +116,7 @@ class TestTextEncoder:
             layer.get_submodule("self_attn.k_proj").register_forward_hook(lambda *call: keys.append(call[-1].shape[1]))
         with torch.no_grad():
             short = encoder(ids, mask)
-            monkeypatch.setattr(module, "KEYS_MULTIPLE", 256)
+            monkeypatch.setattr(module, "SHORT", ())
             assert torch.equal(short, encoder(ids, mask))
         assert set(keys[: len(keys) // 2]) == {128}
         assert set(keys[len(keys) // 2 :]) == {256}

@@ -2,7 +2,9 @@
 
 import json
 import signal
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import get_args
 
@@ -77,7 +79,11 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     pool.build(work, families=16, seed=0)
     drawn_from = flow.Pool(work)
     for kind, sorts in (("plain", THINGS), ("text", 2), ("edit", len(get_args(Edit)))):
-        assert sum(weights.sum() for weights in drawn_from.weights[kind]) == pytest.approx(sorts)
+        every = chain.from_iterable(drawn_from.shapes[kind].values())
+        numbers = Counter(drawn_from.sort(kind, sample) for sample in every)
+        assert len(numbers) == sorts
+        drawn = sum(weights.sum() for weights in drawn_from.weights[kind])
+        assert drawn == pytest.approx(sum(number**0.5 for number in numbers.values()))
     monkeypatch.setattr(flow, "SAMPLES_EVERY_MINUTES", 0)
     flow.train(work, MINUTES)
     distill.train(work, MINUTES)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from openklein.contract import MAX_PROMPT_TOKENS
 from openklein.errors import PromptTooLong
 
-KEYS_MULTIPLE: Final = 64  # of keys; for these PyTorch's attention rounds as it does for all of them
+SHORT: Final = (64, 128, 192)  # numbers of keys for which PyTorch's attention rounds as it does for 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +180,12 @@ class TextEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Map ids (B, T) and mask (B, T), true for real tokens, both on the CPU, to features (B, T, feature_size).
 
-        Padding is never attended to, so most of it gets no keys and values, but its own features are kept: the
-        transformer reads them all.
+        Padding is never attended to, so after a short prompt most of it gets no keys and values, but its own features
+        are kept: the transformer reads them all.
         """
         length = ids.shape[1]
         real = int(mask.any(dim=0).nonzero()[-1]) + 1
-        seen = min(length, KEYS_MULTIPLE * -(-real // KEYS_MULTIPLE))
+        seen = min(length, next((count for count in SHORT if count >= real), length))
         x = self.embedding(ids.to(self.embedding.weight.device))
         causal = torch.ones(length, seen, dtype=torch.bool).tril()
         visible = (causal & mask[:, None, None, :seen]).to(x.device)  # (B, 1, T, seen)
