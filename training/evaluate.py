@@ -8,8 +8,9 @@ page of failures; with `--of-real` only possible.json, the figures of the true o
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ from training.people import draw_people
 from training.scenes import COLOURS, SQUARE, Scene, Thing, arrange, default_style
 from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
-HELD_OUT_WORDS = Path(__file__).with_name("prompts") / "held_out"
+PROMPTS = Path(__file__).with_name("prompts")
+HELD_OUT_WORDS, PLAIN_WORDS = PROMPTS / "held_out", PROMPTS / "plain" / "edits.txt"
 TEACHER_STEPS, TEACHER_GUIDANCE = 30, 3.0
 UNCHANGED_PSNR_DB, KEPT_PSNR_DB = 30.0, 20.0
 Shares = dict[str, float]
@@ -191,15 +193,15 @@ def nearest_style(bench: Bench, result: Image.Image, case: Case) -> bool:
     return int(np.argmax([psnr(shrink(result, picture), picture) for picture in real])) == thing.style
 
 
-def edits(bench: Bench) -> Shares:
+def edits(bench: Bench, asked: Iterable[tuple[str, Case]], group: str) -> Shares:
+    """Make edits, and see which are right; of a changed background also how well it keeps the thing."""
     by_change: dict[str, list[Case]] = {}
-    for change, case in (*edit_cases(bench), *people_cases(bench)):
+    for change, case in asked:
         by_change.setdefault(change, []).append(case)
     shares = {}
     for change, cases in by_change.items():
-        group = f"edit_{change}"
-        results = bench.run(cases, group)
-        shares[change] = bench.share(group, cases, results, judge_edits(bench, change, cases, results))
+        results = bench.run(cases, f"{group}_{change}")
+        shares[change] = bench.share(f"{group}_{change}", cases, results, judge_edits(bench, change, cases, results))
         if change == "background":
             decibels = np.array([bench.object_psnr(result, case) for result, case in zip(results, cases, strict=True)])
             right = background_distances(results, cases) < DELTA_E_LIMIT
@@ -242,22 +244,20 @@ def held_out_words(bench: Bench) -> Shares:
         for n, pair in enumerate(pairs)
     ]
     shares = {f"caption_{name}": share for name, share in name_things(bench, "words_caption", cases).items()}
+    return shares | edits(bench, reworded(bench, HELD_OUT_WORDS / "edits.txt"), "words")
+
+
+def reworded(bench: Bench, file: Path) -> Iterator[tuple[str, Case]]:
+    """Ask for edits in the words of a file: lines of a change and a phrasing of it."""
     words: dict[str, list[str]] = {}
-    for line in (HELD_OUT_WORDS / "edits.txt").read_text("utf-8").splitlines():
+    for line in file.read_text("utf-8").splitlines():
         change, _, text = line.partition(" | ")
         words.setdefault(change, []).append(text)
-    by_change: dict[str, list[Case]] = {}
-    for change, case in edit_cases(bench):
+    for number, (change, case) in enumerate(edit_cases(bench)):
         if change in words:
-            chosen = by_change.setdefault(change, [])
-            (thing, *_), text = case.target.things, words[change][len(chosen) % len(words[change])]
+            (thing, *_), text = case.target.things, words[change][number % len(words[change])]
             colour = thing.tint or case.target.background
-            chosen.append(replace(case, prompt=text.format(colour=colour, style=list(STYLES)[thing.style])))
-    for change, cases in by_change.items():
-        results = bench.run(cases, f"words_{change}")
-        verdicts = judge_edits(bench, change, cases, results)
-        shares[change] = bench.share(f"words_{change}", cases, results, verdicts)
-    return shares
+            yield change, replace(case, prompt=text.format(colour=colour, style=list(STYLES)[thing.style]))
 
 
 def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool = False) -> None:
@@ -272,7 +272,8 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
         "backgrounds": backgrounds(bench),
         "pairs": two_side_by_side(bench),
         "counts": counts(bench),
-        "edits": edits(bench),
+        "plain_words": edits(bench, reworded(bench, PLAIN_WORDS), "plain_words"),
+        "edits": edits(bench, chain(edit_cases(bench), people_cases(bench)), "edit"),
         "references": references(bench),
         "aspects": aspects(bench),
     }

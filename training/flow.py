@@ -34,13 +34,13 @@ from training.synonyms import with_synonyms
 from training.wording import caption
 
 KINDS = {  # kind: its share of the steps in each stage, batch size
-    "plain": ((0.85, 0.36, 0.36), 32),  # in the style that a prompt without a style gets
-    "text": ((0.10, 0.30, 0.30), 32),
-    "edit": ((0.05, 0.27, 0.27), 20),
-    "layout": ((0.00, 0.07, 0.07), 12),
+    "plain": ((0.85, 0.36), 32),  # in the style that a prompt without a style gets
+    "text": ((0.10, 0.30), 32),
+    "edit": ((0.05, 0.27), 20),
+    "layout": ((0.00, 0.07), 12),
 }
-HIGH_NOISE_SHARES = (0.9, 0.6, 0.6)  # in each stage: nouns are learned there, and fastest alone
-STAGE_STARTS = (0.57, 0.71)  # of the second and the third, as shares of the run
+HIGH_NOISE_SHARES = (0.9, 0.6)  # in each stage: nouns are learned there, and fastest alone
+SECOND_STAGE = 0.57  # of the run is over when it starts
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
@@ -111,7 +111,7 @@ class Pool:
         self.latents = torch.cat([((part - self.mean) / std).bfloat16() for part in torch.split(latents, 1 << 16)])
         self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
         self.rng = np.random.default_rng(seed)
-        self.stage = 2
+        self.stage = 1
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
@@ -234,7 +234,7 @@ def train(work: Path, minutes: float) -> None:
     batches = iter(pool)
     assert isinstance(average.module, MiniModel)
     for _ in run:
-        pool.stage = sum(run.progress >= start for start in STAGE_STARTS)
+        pool.stage = int(run.progress >= SECOND_STAGE)
         batch = next(batches)
         scale = run.learning_rate_scale(decay_from=0.75)
         for optimizer, rates in zip(optimizers, peak_rates, strict=True):

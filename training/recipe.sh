@@ -12,7 +12,7 @@ python -m training.tokenizer --work "$work"
 python -m training.text --work "$work" --minutes 15
 python -m training.autoencoder canvas --work "$work" --minutes 60
 python -m training.pool --work "$work" --families 9000
-python -m training.flow --work "$work" --minutes 480
+python -m training.flow --work "$work" --minutes 560
 python -m training.distill --work "$work" --minutes 15
 python -m training.autoencoder full --work "$work" --minutes 6
 python -m training.export --work "$work" --to src/openklein/weights/klein_mini
