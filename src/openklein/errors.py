@@ -134,5 +134,9 @@ class NotEnoughMemory(OperatorError):
     code = "not_enough_memory"
 
 
+class DiskFull(OperatorError):
+    code = "disk_full"
+
+
 class DownloadFailed(OperatorError):
     code = "download_failed"

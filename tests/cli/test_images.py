@@ -78,6 +78,17 @@ def test_a_folder_is_not_an_output(here: Path) -> None:
 
 
 @needs_klein_mini
+def test_a_full_disk_is_one_sentence(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    (here / "a.png").symlink_to("/dev/full")
+    assert main(["generate", "a cat", "-o", "a.png"]) == 1
+    assert capsys.readouterr().err.endswith(
+        "openklein: a.png cannot be written: No space left on device; free some space or give -o another place.\n"
+    )
+
+
+@needs_klein_mini
 def test_the_same_seed_writes_the_same_file(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("first.png", "second.png"):
         assert main(["generate", "a red apple", "-o", name, "--aspect", "square", "--seed", "7"]) == 0

@@ -1,6 +1,8 @@
 import logging
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -120,3 +122,12 @@ def test_listening_on_ipv6_where_there_is_any(settings: Settings) -> None:
             assert listener.family == socket.AF_INET6
     except InvalidSetting as error:
         assert str(error).startswith("cannot listen on ::1 port 0: ")
+
+
+def test_a_disk_without_room_for_the_database_is_named(tmp_path: Path) -> None:
+    code = "import sys; from openklein.cli.main import main; sys.exit(main())"
+    command = f'ulimit -f 1; exec {sys.executable} -c "{code}" serve --data-dir {tmp_path}'
+    run = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (1, "")
+    sentence = rf"openklein: the database in {tmp_path} cannot be written: .*disk.*; free some space there\.$"
+    assert re.search(sentence, run.stderr)

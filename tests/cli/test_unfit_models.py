@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,6 +58,15 @@ def another_model_in_a_single_file(folder: Path) -> None:
     write_sparse(folder / "flux-2-klein-4b.safetensors", shapes)
 
 
+def an_index_of_nothing(folder: Path) -> None:
+    (folder / "text_encoder" / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+
+
+def a_file_in_its_place(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("hello")
+
+
 def another_tokenizer(folder: Path) -> None:
     (folder / "tokenizer" / "tokenizer.json").write_text("{}")
 
@@ -68,6 +78,8 @@ def two_single_files(folder: Path) -> None:
 
 
 CASES: list[tuple[Callable[[Path], None], str]] = [
+    (an_index_of_nothing, r"text_encoder/model\.safetensors\.index\.json is not the index of .*; download it again"),
+    (a_file_in_its_place, r"tokenizer\.json does not exist; download the model's files into \S+flux2-klein-4b"),
     (not_a_checkpoint, r"tokenizer\.json does not exist; download the model's files into \S+flux2-klein-4b"),
     (without_a_part, r"vae/\*\.safetensors does not exist; download the model's files into "),
     (truncated, r"transformer/\S+\.safetensors is not a complete safetensors file .*; download it again"),

@@ -14,7 +14,7 @@ from openklein.contract import MAX_REFERENCES, MAX_SEED, RESOLUTIONS
 from openklein.engine.images import decode_image, encode_png
 from openklein.engine.types import ImageRequest, ImageResult, Progress
 from openklein.engine.weights import load_pipeline
-from openklein.errors import InvalidImage, InvalidRequest, WeightsMissing
+from openklein.errors import DiskFull, InvalidImage, InvalidRequest, WeightsMissing
 from openklein.settings import Settings
 
 
@@ -38,7 +38,14 @@ def write_image(settings: Settings, arguments: argparse.Namespace, photos: tuple
     seed = secrets.randbelow(MAX_SEED + 1) if arguments.seed is None else arguments.seed
     references = tuple(read_photo(settings, photo) for photo in photos)
     result = make(settings, ImageRequest(arguments.prompt, width, height, seed, references))
-    output.write_bytes(encode_png(result.image, {"model": result.model, "seed": str(result.seed)}))
+    try:
+        output.write_bytes(encode_png(result.image, {"model": result.model, "seed": str(result.seed)}))
+    except OSError as error:
+        if output.is_file():
+            output.unlink()  # it holds a part of the image at most
+        raise DiskFull(
+            f"{output} cannot be written: {error.strerror}; free some space or give -o another place."
+        ) from error
     seconds = sum(result.timings.values())
     print(f"{output}: {width}x{height}, {result.model}, seed {result.seed}, {seconds:.1f} s")
     return 0

@@ -50,6 +50,8 @@ def read_index(index: Path) -> list[Path]:
     """List the files that the index of a sharded checkpoint names, all of which must be there."""
     try:
         names = set(json.loads(index.read_bytes())["weight_map"].values())
+        if not names:
+            raise ValueError("it names no file")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsInvalid(f"{index} is not the index of a sharded checkpoint; download it again.") from error
     shards = [index.with_name(Path(str(name)).name) for name in names]

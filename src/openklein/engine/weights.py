@@ -76,9 +76,9 @@ def load_pipeline(
 
 
 def has_files_put_by_hand(model_id: str, models_dir: Path) -> bool:
-    """Tell whether there is anything in a model's folder that no download has recorded."""
+    """Tell whether there is anything in a model's folder, or in its place, that no download has recorded."""
     folder = model_folder(model_id, models_dir)
-    return folder.is_dir() and any(folder.iterdir()) and read_manifest(folder) is None
+    return folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and read_manifest(folder) is None)
 
 
 def load_card(card: ModelCard, folder: Path, choice: DeviceChoice, quantization: Quantization = "none") -> Pipeline:
