@@ -151,6 +151,12 @@ class DecoderLayer(nn.Module):
         return out
 
 
+def count_keys(mask: Tensor) -> int:
+    """Say how many tokens of (B, T) get keys and values: all real ones, rounded up to what rounds as T does."""
+    real, length = int(mask.any(dim=0).nonzero()[-1]) + 1, mask.shape[1]
+    return min(length, next((count for count in SHORT if count >= real), length))
+
+
 class TextEncoder(nn.Module):
     """Map token ids to the concatenated hidden states of a few layers."""
 
@@ -184,8 +190,7 @@ class TextEncoder(nn.Module):
         are kept: the transformer reads them all.
         """
         length = ids.shape[1]
-        real = int(mask.any(dim=0).nonzero()[-1]) + 1
-        seen = min(length, next((count for count in SHORT if count >= real), length))
+        seen = count_keys(mask)
         x = self.embedding(ids.to(self.embedding.weight.device))
         causal = torch.ones(length, seen, dtype=torch.bool).tril()
         visible = (causal & mask[:, None, None, :seen]).to(x.device)  # (B, 1, T, seen)
