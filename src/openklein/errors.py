@@ -24,6 +24,7 @@
         ├── WeightsMissing
         ├── WeightsInvalid
         ├── NotEnoughMemory      the model does not fit
+        ├── DiskFull             an image or the database cannot be written
         └── DownloadFailed       the model hub, the network or the disk kept a model from being fetched
 
 Nothing here knows HTTP: `api/error_responses.py` maps classes to status codes.
