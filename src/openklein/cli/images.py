@@ -38,11 +38,12 @@ def write_image(settings: Settings, arguments: argparse.Namespace, photos: tuple
     seed = secrets.randbelow(MAX_SEED + 1) if arguments.seed is None else arguments.seed
     references = tuple(read_photo(settings, photo) for photo in photos)
     result = make(settings, ImageRequest(arguments.prompt, width, height, seed, references))
+    is_new = not output.exists()
     try:
         output.write_bytes(encode_png(result.image, {"model": result.model, "seed": str(result.seed)}))
     except OSError as error:
-        if output.is_file():
-            output.unlink()  # it holds a part of the image at most
+        if is_new:
+            output.unlink(missing_ok=True)  # it holds a part of the image at most
         raise DiskFull(
             f"{output} cannot be written: {error.strerror}; free some space or give -o another place."
         ) from error
