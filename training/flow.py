@@ -41,6 +41,7 @@ KINDS = {  # kind: its share of the steps in each stage, batch size
 }
 HIGH_NOISE_SHARES = (0.9, 0.6)  # in each stage: nouns are learned there, and fastest alone
 SECOND_STAGE = 0.57  # of the run is over when it starts
+COMMON_THINGS, COMMON_WEIGHT = 300, 2.0  # the first in the list are drawn so much more often on their own
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
@@ -123,10 +124,15 @@ class Pool:
         self.weights = {kind: self.weigh(kind, list(shapes.values())) for kind, shapes in self.shapes.items()}
 
     def weigh(self, kind: str, shapes: list[list[Sample]]) -> list[NDArray[np.float64]]:
-        """Weigh samples so that each sort of them (see `sort`) is drawn by the square root of its number."""
-        keys = [[self.sort(kind, sample) for sample in shape] for shape in shapes]
-        counts = Counter(chain.from_iterable(keys))
-        return [np.array([counts[key] ** -0.5 for key in shape]) for shape in keys]
+        """Weigh samples so that each sort of them is drawn by the square root of its number, and as it is favoured."""
+        counts = Counter(self.sort(kind, sample) for sample in chain.from_iterable(shapes))
+        return [
+            np.array([self.favour(kind, s) * counts[self.sort(kind, s)] ** -0.5 for s in shape]) for shape in shapes
+        ]
+
+    def favour(self, kind: str, sample: Sample) -> float:
+        """Have what a newcomer asks for, a common thing on its own, drawn more often."""
+        return COMMON_WEIGHT if kind == "plain" and self.thing(sample) < COMMON_THINGS else 1.0
 
     def sort(self, kind: str, sample: Sample) -> Hashable:
         """Tell plain samples by their thing, captions by whether they name several things, all others by the change."""
