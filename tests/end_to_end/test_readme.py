@@ -10,21 +10,25 @@ import pytest
 from PIL import Image
 
 from tests.end_to_end.servers import ROOT, Server, clean_environment, running
+from tests.require_all import REQUIRE_ALL
 
 README = ROOT / "README.md"
 FENCE = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NOT_RUN = {"git", "cd", "pip", "python3", "export", ".venv/bin/pip"}  # fetch, install, or set up
+SECTION = "## Without make\n"
+LEFT_OUT = (".*", "tests", "benchmarks", "training", "node_modules", "__pycache__")  # what installing has no use for
 
 
-def commands() -> list[str]:
-    """List the commands of all shell blocks, continued lines joined, prompts and comments left out."""
-    lines = "\n".join(FENCE.findall(README.read_text())).replace("\\\n", " ").splitlines()
+def commands(section: str = "") -> list[str]:
+    """List the commands of all shell blocks, or a section's: continued lines joined, prompts and comments left out."""
+    text = README.read_text()
+    text = text if not section else text.partition(section)[2].partition("\n## ")[0]
+    lines = "\n".join(FENCE.findall(text)).replace("\\\n", " ").splitlines()
     return [command for line in lines if (command := re.sub(r"^\$ |\s*(?:^|\s)#.*$", "", line).strip())]
 
 
 def test_every_command_is_of_a_kind_that_is_checked() -> None:
-    known = NOT_RUN | {"make", "curl", "openklein", ".venv/bin/openklein"}
-    assert {command.split()[0] for command in commands()} <= known
+    elsewhere = [command for command in commands() if command not in commands(SECTION)]
+    assert {command.split()[0] for command in elsewhere} <= {"make", "curl", "openklein"}
     assert any(command.startswith("make serve") for command in commands())
     assert any(command.startswith("curl ") for command in commands())
 
@@ -46,6 +50,22 @@ def test_make_serve_serves_once_installed(openklein: Path, tmp_path: Path) -> No
             assert client.get("/v1/models").status_code == 200
 
 
+def test_the_lines_without_make_install_and_serve(tmp_path: Path) -> None:
+    if not REQUIRE_ALL:
+        pytest.skip("it fetches every package anew, PyTorch among them; .ci/run does so")
+    clone = tmp_path / "openklein"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    *install, serve = commands(SECTION)
+    for line in install:
+        run = subprocess.run(line, shell=True, cwd=clone, env=clean_environment(), capture_output=True, check=False)
+        assert run.returncode == 0, (line, run.stderr.decode())
+    command = [str(clone / ".venv" / "bin" / "openklein"), *shlex.split(serve)[1:]]
+    with running([*command, "--port", "0", "--data-dir", str(tmp_path / "data")], tmp_path, {}) as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            assert client.get("/v1/models").status_code == 200
+
+
 def test_curl_lines_and_commands_do_what_they_say(server: Server, openklein: Path, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -56,7 +76,7 @@ def test_curl_lines_and_commands_do_what_they_say(server: Server, openklein: Pat
         if words[0] == "curl":
             line = re.sub(r"http://(127\.0\.0\.1|localhost):8000", server.url, command)
             line = re.sub(r"Bearer [^\"']+", f"Bearer {server.key}", line)
-        elif words[0].endswith("openklein") and words[1] != "serve":
+        elif words[0] == "openklein":
             line = f"{shlex.quote(str(openklein))} {command.partition(' ')[2]}"
         else:
             continue
