@@ -175,3 +175,13 @@ class TestBugsAreSeen:
         ours, reference = pair()
         with torch.no_grad():
             assert_far(ours.decode(latents()), reference_decode(reference, latents()))
+
+    def test_at_an_output_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(autoencoder.Attention, "forward", lambda self, x: x)
+        ours, reference = our_pipeline()._autoencoder, reference_pipeline().vae
+        large = torch.randn(1, 16, 48, 84, generator=torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            expected = reference_decode(reference, large)
+            assert_far(ours.decode(large), expected)
+            image = to_tensor(to_image(expected[0]))[None]
+            assert_far(ours.encode(image), reference_encode(reference, image))

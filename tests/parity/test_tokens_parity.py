@@ -4,7 +4,9 @@ import pytest
 import torch
 from diffusers import Flux2KleinPipeline
 
+from openklein.engine import tokens
 from openklein.engine.tokens import image_ids, pack, patchify, reference_ids, text_ids, unpack, unpatchify
+from tests.parity.compare import assert_far
 
 GRIDS = [(4, 6), (3, 3), (1, 7), (5, 2)]  # of references of different sizes
 
@@ -52,3 +54,29 @@ def test_pack() -> None:
     assert torch.equal(unpack(expected, 3, 5), latents)
     ids = Flux2KleinPipeline._prepare_latent_ids(latents)
     assert torch.equal(unpack(expected, 3, 5), Flux2KleinPipeline._unpack_latents_with_ids(expected, ids, 3, 5))
+
+
+class TestBugsAreSeen:
+    """Each of these has been made somewhere; the comparison must notice."""
+
+    def test_in_the_axis_of_text_ids(self) -> None:
+        expected = Flux2KleinPipeline._prepare_text_ids(torch.zeros(1, 7, 2))[0]
+        assert_far(text_ids(7)[:, [3, 1, 2, 0]].float(), expected.float())
+
+    def test_in_the_order_of_rows_and_columns(self) -> None:
+        expected = Flux2KleinPipeline._prepare_latent_ids(torch.zeros(1, 2, 2, 5))[0]
+        assert_far(image_ids(2, 5)[:, [0, 2, 1, 3]].float(), expected.float())
+
+    def test_in_the_times_of_references(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = Flux2KleinPipeline._prepare_image_ids([torch.zeros(1, 2, *grid) for grid in GRIDS])[0]
+        monkeypatch.setattr(tokens, "REFERENCE_TIME_STEP", 1)
+        assert_far(reference_ids(GRIDS).float(), expected.float())
+
+    def test_in_the_channels_of_a_patch(self) -> None:
+        latents = numbered(2, 3, 4, 6).float()
+        positions_first = patchify(latents).reshape(2, 3, 4, 2, 3).transpose(1, 2).reshape(2, 12, 2, 3)
+        assert_far(positions_first, Flux2KleinPipeline._patchify_latents(latents))
+
+    def test_in_the_order_of_tokens(self) -> None:
+        latents = numbered(2, 12, 3, 5).float()
+        assert_far(pack(latents.mT), Flux2KleinPipeline._pack_latents(latents))
