@@ -99,6 +99,8 @@ def test_the_list_names_each_state(pulled: Path, capsys: pytest.CaptureFixture[s
     assert state(capsys, MINI_MODEL) == ["in the package", "-", "-"]
     (pulled / SHARD).unlink()
     assert state(capsys)[0] == "incomplete"
+    (pulled / MANIFEST_NAME).write_text("{bad")
+    assert state(capsys) == ["bad record", "-", "-"]
     (pulled / MANIFEST_NAME).unlink()
     assert state(capsys) == ["put by hand", "-", "-"]
     main(["models", "rm", DEFAULT_MODEL])

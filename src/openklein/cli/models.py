@@ -3,10 +3,11 @@
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 from openklein.cli.store import open_data_dir
 from openklein.engine.catalog import CATALOG, HubSource
-from openklein.engine.manifest import differing, read_manifest
+from openklein.engine.manifest import Manifest, differing, read_manifest
 from openklein.engine.weights import installed, model_folder
 from openklein.errors import InvalidRequest, WeightsInvalid, WeightsMissing
 from openklein.settings import Settings
@@ -48,18 +49,24 @@ def pull(settings: Settings, model_id: str, revision: str | None) -> int:
 
 def show(settings: Settings) -> int:
     print(f"{'MODEL':<20}  {'STATE':<14}  {'SIZE':>8}  COMMIT")
-    for model_id, card in CATALOG.items():
-        folder = model_folder(model_id, settings.models_dir)
-        manifest = read_manifest(folder)
-        if card.source is None and not folder.is_relative_to(settings.models_dir):
-            state = "in the package"
-        elif installed(model_id, settings.models_dir):
-            state = "installed" if manifest else "put by hand"
-        else:
-            state = "incomplete" if folder.exists() else "-"
+    for model_id in CATALOG:
+        try:
+            manifest = read_manifest(model_folder(model_id, settings.models_dir))
+            state = state_of(model_id, settings.models_dir, manifest)
+        except WeightsInvalid:
+            manifest, state = None, "bad record"  # which `verify` says more of
         size, commit = (f"{manifest.size / 1e9:.1f} GB", manifest.commit) if manifest else ("-", "-")
         print(f"{model_id:<20}  {state:<14}  {size:>8}  {commit}")
     return 0
+
+
+def state_of(model_id: str, models_dir: Path, manifest: Manifest | None) -> str:
+    folder = model_folder(model_id, models_dir)
+    if CATALOG[model_id].source is None and not folder.is_relative_to(models_dir):
+        return "in the package"
+    if installed(model_id, models_dir):
+        return "installed" if manifest else "put by hand"
+    return "incomplete" if folder.exists() else "-"
 
 
 def verify(settings: Settings, model_id: str) -> int:
