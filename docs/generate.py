@@ -12,8 +12,12 @@ from openklein.settings import Settings, env_name, flag_name
 
 DOCS = Path(__file__).parent
 FIGURES = (  # what klein-mini's card calls it; its group; its names there; the goal
+    ("one thing by its name alone: named first", "by_name", ("top_1",), None),
+    ("within the judge's first five", "by_name", ("top_5",), None),
+    ("one of the 300 commonest things so: named first", "common", ("top_1",), None),
+    ("within the first five", "common", ("top_5",), None),
     ("one thing in a style it was shown in: named first", "seen", ("top_1",), 0.90),
-    ("within the judge's first five", "seen", ("top_5",), 0.97),
+    ("within the first five", "seen", ("top_5",), 0.97),
     ("one thing in a style it was never shown in: named first", "held_out", ("top_1",), 0.70),
     ("within the first five", "held_out", ("top_5",), 0.88),
     ("one thing by another word for it: within the first five", "synonyms", ("top_5",), 0.80),

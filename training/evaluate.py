@@ -8,7 +8,7 @@ page of failures; with `--of-real` only possible.json, the figures of the true o
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -22,10 +22,11 @@ from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.device import choose_device
 from openklein.engine.weights import load_card, load_pipeline
 from training.bench import Bench, Case, Verdicts, shrink
-from training.data import STYLES
+from training.data import STYLES, Concept
 from training.export import export
 from training.families import POSED_SIZE, Family, Sample, changed_scenes, joined_things, two_things, word_sample
 from training.fidelity import photographs, round_trips
+from training.flow import COMMON_THINGS
 from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
 from training.model import load_model
 from training.people import draw_people
@@ -59,14 +60,11 @@ def one_thing(bench: Bench, group: str, *, held_out: bool = False) -> Shares:
     return name_things(bench, group, [Case(named(bench, *pair), alone(*pair)) for pair in pairs])
 
 
-def synonyms(bench: Bench) -> Shares:
-    """Ask for things by a name of theirs other than the first, in the style that they get without one."""
-    chosen = bench.rng.permutation([i for i, concept in enumerate(bench.concepts) if concept.aliases])[: bench.size]
-    cases = [
-        Case(word_noun(bench.concepts[i].aliases[-1].lower()), alone(i, default_style(bench.concepts[i])))
-        for i in chosen
-    ]
-    return name_things(bench, "synonyms", cases)
+def by_name(bench: Bench, group: str, among: Sequence[int], name: Callable[[Concept], str]) -> Shares:
+    """Ask for things by a name alone, in the style that they get without one."""
+    chosen = bench.rng.permutation(among)[: bench.size]
+    things = [(bench.concepts[i], alone(i, default_style(bench.concepts[i]))) for i in chosen]
+    return name_things(bench, group, [Case(word_noun(name(concept).lower()), scene) for concept, scene in things])
 
 
 def teacher(bench: Bench) -> Shares:
@@ -264,10 +262,12 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
     folder.mkdir(parents=True, exist_ok=True)
     pipeline = None if of_real else load_pipeline(MINI_MODEL, Path("/nonexistent"))
     bench = Bench(work, folder, pipeline, things, size)
+    every = range(len(bench.concepts))
+    with_aliases = [i for i in every if bench.concepts[i].aliases]
     figures: dict[str, Shares] = {
         "seen": one_thing(bench, "seen"),
         "held_out": one_thing(bench, "held_out", held_out=True),
-        "synonyms": synonyms(bench),
+        "synonyms": by_name(bench, "synonyms", with_aliases, lambda c: c.aliases[-1]),
         "held_out_words": held_out_words(bench),
         "backgrounds": backgrounds(bench),
         "pairs": two_side_by_side(bench),
@@ -276,6 +276,8 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
         "edits": edits(bench, chain(edit_cases(bench), people_cases(bench)), "edit"),
         "references": references(bench),
         "aspects": aspects(bench),
+        "by_name": by_name(bench, "by_name", every, lambda c: c.label),
+        "common": by_name(bench, "common", every[:COMMON_THINGS], lambda c: c.label),
     }
     if bench.pipeline:
         figures["photographs"] = photographs(work, bench.pipeline)
