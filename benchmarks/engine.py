@@ -3,10 +3,10 @@
     python -m benchmarks.engine [--device cpu] [--model klein-mini] [--images 20] [--aspect square] [--cores 2]
     python -m benchmarks.engine --device cuda [--compile] [--quantize fp8]
 
-Starts a server of its own and prints a table: latency by stage, PNG encoding, memory, and the matrix-product ceiling of
-this machine beside them. On a CPU the model is klein-mini and the server has the first `--cores` cores; on a GPU it is
-flux2-klein-4b from the data folder, and the goal on an H100 is a p50 under 0.40 s and a p95 under 0.6 s. The last line
-on stdout is one JSON document. Run it on a Linux machine that does nothing else.
+Starts a server of its own and prints a table: latency by stage, PNG encoding, loading, memory, and the matrix-product
+ceiling of this machine beside them. On a CPU the model is klein-mini and the server has the first `--cores` cores; on
+a GPU it is flux2-klein-4b from the data folder, and the goal on an H100 is a p50 under 0.40 s and a p95 under 0.6 s.
+The last line on stdout is one JSON document. Run it on a Linux machine that does nothing else.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from PIL import Image
 from openklein.contract import DEFAULT_MODEL, MINI_MODEL, RESOLUTIONS, SERVABLE_MODEL_IDS
 from openklein.engine.device import choose_device, cpu_flags, synchronize
 from openklein.engine.images import encode_png
-from openklein.engine.weights import installed
+from openklein.engine.weights import installed, load_pipeline
 from openklein.settings import Settings
 
 PROMPT = "a red apple on a blue background"
@@ -76,6 +76,7 @@ def main() -> None:
         "machine": describe_machine(arguments.device, arguments.cores),
         "latency_s": by_stage(samples[arguments.warm_up :]),
         "png_1344x768_s": summarize([timed(lambda: encode_png(picture, {"seed": "0"})) for _ in range(30)]),
+        "load_s": summarize([timed(lambda: load(arguments)) for _ in range(3)]),
         "peak_rss_mb": round(peak_bytes / 1e6),
         "device_memory_mb": round(device_bytes / 1e6),
         "matmul_gflops": {
@@ -192,6 +193,12 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
+def load(arguments: argparse.Namespace) -> None:
+    """Load the model as the server does, and let go of it."""
+    choice = choose_device(arguments.device)
+    load_pipeline(arguments.model, arguments.settings.models_dir, choice, quantization=arguments.quantize)
+
+
 def matmul_gflops(device: str, dtype: torch.dtype) -> float:
     """Measure the best of ten products of two square matrices."""
     size = MATRIX_SIZE[device]
@@ -227,7 +234,11 @@ def print_table(report: dict[str, Any]) -> None:
     print(f"{machine['gpu'] or machine['device']}, {machine['dtype']} ({machine['reason']})")
     print(" ".join(machine["cpu_flags"]))
     print(f"\n{'':16}{'p50 ms':>12}{'p95 ms':>12}{'min ms':>12}")
-    for stage, seconds in [*report["latency_s"].items(), ("png 1344x768", report["png_1344x768_s"])]:
+    for stage, seconds in [
+        *report["latency_s"].items(),
+        ("png 1344x768", report["png_1344x768_s"]),
+        ("loading", report["load_s"]),
+    ]:
         print(f"{stage:16}" + "".join(f"{1000 * seconds[name]:12.1f}" for name in ("p50", "p95", "min")))
     print(f"\npeak memory of the server: {report['peak_rss_mb']} MB; its tensors on a GPU, or all it has: ", end="")
     print(f"{report['device_memory_mb']} MB")
