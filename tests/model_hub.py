@@ -21,7 +21,8 @@ from openklein.engine.weights import installed
 from openklein.errors import OpenKleinError
 
 REPOSITORY = "black-forest-labs/FLUX.2-klein-4B"
-COMMIT = "1f" * 20
+assert KLEIN_4B.source is not None
+COMMIT = KLEIN_4B.source.revision  # which is what a plain pull asks for
 NEXT_COMMIT = "2e" * 20
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 CONFIG = "transformer/config.json"

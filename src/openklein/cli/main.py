@@ -128,7 +128,7 @@ def add_models_parsers(parser: argparse.ArgumentParser) -> None:
         if name != "list":
             action.add_argument("model", metavar="MODEL", choices=SERVABLE_MODEL_IDS, help=names)
         if name == "pull":
-            action.add_argument("--revision", help="branch, tag or commit of its repository; default: main")
+            action.add_argument("--revision", help="branch, tag or commit of its repository; default: a pinned commit")
         add_settings(action, "data_dir")
 
 

@@ -16,7 +16,7 @@ class HubSource:
     """Where the model hub keeps a model, and which of its files we read: never one that can hold code."""
 
     repository: str
-    revision: str  # branch, tag or commit; a download records the commit it stood for
+    revision: str  # a commit here; whoever pulls may name a branch or tag, and the commit it stood for is recorded
     patterns: tuple[str, ...]
 
 
@@ -52,7 +52,7 @@ KLEIN_4B: Final = ModelCard(
     id=DEFAULT_MODEL,
     description="FLUX.2 [klein] 4B by Black Forest Labs",
     licence="Apache-2.0",
-    source=HubSource("black-forest-labs/FLUX.2-klein-4B", "main", DIFFUSERS_FILES),
+    source=HubSource("black-forest-labs/FLUX.2-klein-4B", "e7b7dc27f91deacad38e78976d1f2b499d76a294", DIFFUSERS_FILES),
     steps=4,
     guidance=1.0,
     token_px=16,
@@ -95,7 +95,9 @@ KLEIN_BASE_4B: Final = replace(
     KLEIN_4B,
     id=BASE_MODEL,
     description="FLUX.2 [klein] base 4B by Black Forest Labs, before it was distilled to few steps",
-    source=HubSource("black-forest-labs/FLUX.2-klein-base-4B", "main", DIFFUSERS_FILES),
+    source=HubSource(
+        "black-forest-labs/FLUX.2-klein-base-4B", "a3b4f4849157f664bdbc776fd7453c2783562f4d", DIFFUSERS_FILES
+    ),
     steps=50,
     guidance=4.0,
 )
