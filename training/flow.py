@@ -42,6 +42,7 @@ KINDS = {  # kind: its share of the steps in each stage, batch size
 HIGH_NOISE_SHARES = (0.9, 0.6)  # in each stage: nouns are learned there, and fastest alone
 SECOND_STAGE = 0.57  # of the run is over when it starts
 COMMON_THINGS, COMMON_WEIGHT = 300, 2.0  # the first in the list are drawn so much more often on their own
+BACKGROUND_WEIGHT = 3.0  # beside other edits
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
@@ -131,8 +132,10 @@ class Pool:
         ]
 
     def favour(self, kind: str, sample: Sample) -> float:
-        """Have what a newcomer asks for, a common thing on its own, drawn more often."""
-        return COMMON_WEIGHT if kind == "plain" and self.thing(sample) < COMMON_THINGS else 1.0
+        """Have what newcomers ask for first drawn more often: a common thing on its own, another background."""
+        if kind == "plain":
+            return COMMON_WEIGHT if self.thing(sample) < COMMON_THINGS else 1.0
+        return BACKGROUND_WEIGHT if sample.change == "background" else 1.0
 
     def sort(self, kind: str, sample: Sample) -> Hashable:
         """Tell plain samples by their thing, captions by whether they name several things, all others by the change."""
