@@ -29,6 +29,7 @@ from openklein.engine.mini_autoencoder import (
 from training.art import load_art, load_photos
 from training.checkpoints import Average, Run
 from training.data import STYLES, is_held_out, load_sprites, read_concepts
+from training.precision import autocast
 
 CANVAS_PX = 256
 LATENT_NOISE = 0.05
@@ -161,7 +162,7 @@ def train(stage: str, work: Path, minutes: float, batch: int = 16, peak_rate: fl
     compiled = torch.compile(measure)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(decay_from=0.3)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss, squared = compiled(model, next(stream))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -61,7 +61,9 @@ class Bench:
         concepts = read_concepts()
         self.concepts = concepts[:things]
         self.sprites = load_sprites(work)
-        self.judge = load_judge(work, len(concepts))
+        self.judge = load_judge(work)
+        if (known := self.judge.head.out_features) < len(self.concepts):
+            raise ValueError(f"the judge knows {known} things, and {len(self.concepts)} are to be measured")
         self.styles = [shown_styles(concept) for concept in self.concepts]
         self.rng = np.random.default_rng(2026)
         self.failures: list[tuple[str, Case, Image.Image]] = []

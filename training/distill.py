@@ -23,6 +23,7 @@ from training.checkpoints import Average, Run
 from training.flow import Batch, Pool, compile_blocks
 from training.guidance import GuidedTeacher
 from training.model import MiniModel, load_model
+from training.precision import FAST_DTYPE, autocast
 
 SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
 GUIDANCE = 3.0
@@ -39,7 +40,7 @@ def captioned(batch: Batch) -> Batch:
 
 def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     torch.manual_seed(0)
-    teacher_model = load_model(work / "flow").bfloat16().eval().requires_grad_(False)
+    teacher_model = load_model(work / "flow").to(FAST_DTYPE).eval().requires_grad_(False)
     student = deepcopy(teacher_model).float().requires_grad_(True).train()
     optimizer = torch.optim.AdamW(student.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.995)
@@ -85,7 +86,7 @@ def descend(
             goal = teacher.walk(tokens, batch.references, way, rotary).clone()
         # as a float32 pipeline gives the noise level, and as a bfloat16 pipeline rounds it
         shown = here if torch.rand(()) < 0.5 else (1000 * torch.tensor(here).bfloat16()).item() / 1000
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             image = torch.cat([tokens, batch.references], dim=1)
             times = torch.full((len(tokens),), shown)
             velocity = student(image, batch.ids, batch.mask, times, rotary)[:, : tokens.shape[1]].float()

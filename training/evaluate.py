@@ -282,7 +282,8 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
     if bench.pipeline:
         figures["photographs"] = photographs(work, bench.pipeline)
         figures["round_trips"] = round_trips(bench)
-        figures["teacher"] = teacher(bench)
+        if (work / "flow").exists():
+            figures["teacher"] = teacher(bench)
         bench.write_failures()
     else:  # a teacher would draw them no better
         figures["teacher"] = figures["seen"]

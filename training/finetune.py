@@ -32,6 +32,7 @@ from training.export import sixteen_bit
 from training.flow import Batch
 from training.guidance import GuidedTeacher
 from training.model import MiniModel
+from training.precision import FAST_DTYPE
 from training.showcase import PROMPTS_FILE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -109,7 +110,7 @@ def train(pictures: Path, work: Path, target: Path, minutes: float, peak_rate: f
     torch.manual_seed(0)
     student, autoencoder, tokenizer = load_shipped()
     lessons = [prepare(picture, caption, autoencoder) for picture, caption in read_pictures(pictures)]
-    before = deepcopy(student).bfloat16().eval().requires_grad_(False)
+    before = deepcopy(student).to(FAST_DTYPE).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(student.transformer.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.99)
     run = Run(work, minutes, {"model": student, "optimizer": optimizer, "average": average})

@@ -6,7 +6,7 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ from training.checkpoints import Average, Run
 from training.data import read_concepts
 from training.families import Sample, word_sample
 from training.model import MiniModel
+from training.precision import autocast
 from training.samples import draw_samples
 from training.scenes import Scene, Thing, default_style
 from training.synonyms import with_synonyms
@@ -80,6 +81,11 @@ def whiten_context(model: MiniModel, pool: "Pool") -> None:
     model.transformer.context_embedder.weight.copy_(rotation @ (directions * scale).T)
 
 
+def stage_shares(stage: int) -> list[float]:
+    """Give each kind's share of the steps in a stage, 0 or 1."""
+    return [shares[stage] for shares, _ in KINDS.values()]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Some samples of one shape."""
@@ -99,7 +105,9 @@ class Batch:
 class Pool:
     """The precomputed pictures, and endless batches of them, each of one shape."""
 
-    def __init__(self, work: Path, seed: int = 0) -> None:
+    def __init__(
+        self, work: Path, seed: int = 0, keep: Callable[[Sample, Sequence[Scene]], bool] | None = None
+    ) -> None:
         index: dict[str, Any] = json.loads((work / "pool" / "samples.json").read_text())
         self.concepts = with_synonyms(read_concepts(), work)
         self.scenes = [
@@ -113,10 +121,12 @@ class Pool:
         self.latents = torch.cat([((part - self.mean) / std).bfloat16() for part in torch.split(latents, 1 << 16)])
         self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
         self.rng = np.random.default_rng(seed)
-        self.stage = 1
+        self.shares = stage_shares(1)
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
+            if keep and not keep(sample, self.scenes):
+                continue
             kind = ("text", "edit", "layout")[min(2, len(sample.references))]  # joins count as layouts
             shape = tuple(self.scenes[i].grid for i in (sample.target, *sample.references))
             self.shapes[kind].setdefault(shape, []).append(sample)
@@ -160,7 +170,7 @@ class Pool:
 
     def choose(self) -> tuple[tuple[Grid, ...], list[Sample]]:
         """Draw a kind by its share, a shape by its samples' weight, and samples of that shape by theirs."""
-        kind = list(KINDS)[self.rng.choice(len(KINDS), p=[shares[self.stage] for shares, _ in KINDS.values()])]
+        kind = list(KINDS)[self.rng.choice(len(KINDS), p=self.shares)]
         totals = np.array([weights.sum() for weights in self.weights[kind]])
         number = self.rng.choice(len(totals), p=totals / totals.sum())
         shape, samples = list(self.shapes[kind].items())[number]
@@ -169,14 +179,18 @@ class Pool:
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
-            (grid, *reference_grids), samples = self.choose()
-            ids, mask = self.tokenizer.encode([self.word(sample) for sample in samples])
-            if self.rng.random() < LONG_TEXT_SHARE:  # as a longer prompt would make it: more padding
-                length = ids.shape[1]
-                ids, mask = F.pad(ids, (0, length), value=int(ids[0, -1])), F.pad(mask, (0, length))
-            target = torch.stack([self.tokens(s.target) for s in samples]).float()
-            references = [torch.cat([target[0, :0], *map(self.tokens, s.references)]) for s in samples]
-            yield Batch(target, torch.stack(references).float(), ids, mask, grid, tuple(reference_grids))
+            shape, samples = self.choose()
+            yield self.batch(shape, samples, [self.word(sample) for sample in samples])
+
+    def batch(self, shape: tuple[Grid, ...], samples: Sequence[Sample], words: Sequence[str]) -> Batch:
+        """Put samples of one shape together, each asked for in its words."""
+        ids, mask = self.tokenizer.encode(words)
+        if self.rng.random() < LONG_TEXT_SHARE:  # as a longer prompt would make it: more padding
+            length = ids.shape[1]
+            ids, mask = F.pad(ids, (0, length), value=int(ids[0, -1])), F.pad(mask, (0, length))
+        target = torch.stack([self.tokens(s.target) for s in samples]).float()
+        references = [torch.cat([target[0, :0], *map(self.tokens, s.references)]) for s in samples]
+        return Batch(target, torch.stack(references).float(), ids, mask, shape[0], shape[1:])
 
 
 def draw_sigma(count: int, high_noise_share: float) -> Tensor:
@@ -193,7 +207,7 @@ def flow_loss(model: MiniModel, batch: Batch, high_noise_share: float) -> tuple[
         sigma = (1000 * sigma.bfloat16()).float() / 1000
     noise = torch.randn_like(batch.target)
     noisy = torch.lerp(batch.target, noise, sigma[:, None, None])
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         image = torch.cat([noisy, batch.references], dim=1)
         velocity = model(image, batch.ids, batch.mask, sigma, batch.rotary(model))[:, : noisy.shape[1]]
     errors = (velocity.float() - (noise - batch.target)).square().mean((1, 2))
@@ -243,13 +257,14 @@ def train(work: Path, minutes: float) -> None:
     batches = iter(pool)
     assert isinstance(average.module, MiniModel)
     for _ in run:
-        pool.stage = int(run.progress >= SECOND_STAGE)
+        stage = int(run.progress >= SECOND_STAGE)
+        pool.shares = stage_shares(stage)
         batch = next(batches)
         scale = run.learning_rate_scale(decay_from=0.75)
         for optimizer, rates in zip(optimizers, peak_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * scale
-        loss, by_noise = flow_loss(model, batch, HIGH_NOISE_SHARES[pool.stage])
+        loss, by_noise = flow_loss(model, batch, HIGH_NOISE_SHARES[stage])
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:

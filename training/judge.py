@@ -1,7 +1,7 @@
 """Train a judge that names what a picture shows; it learns from real renders alone and never sees generated ones.
 
 `python -m training.judge --work FOLDER --minutes 20` resumes FOLDER/judge, and prints its accuracy on renders in
-poses, on backgrounds and with blur that it has not met.
+poses, on backgrounds and with blur that it has not met; with `--things 300` it knows the first 300 things alone.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from training.checkpoints import Average, Run
 from training.data import STYLES, load_sprites, read_concepts
+from training.precision import autocast
 from training.scenes import COLOURS, PLACES, paint_background
 
 INPUT_PX = 64
@@ -84,8 +85,8 @@ def backgrounds() -> Tensor:
 class Renders:
     """Batches of things in any style, pose and place, blurred now and then, with their numbers."""
 
-    def __init__(self, work: Path, styles: int, seed: int) -> None:
-        self.sprites, self.backgrounds, self.styles = small_sprites(work), backgrounds(), styles
+    def __init__(self, work: Path, things: int, styles: int, seed: int) -> None:
+        self.sprites, self.backgrounds, self.styles = small_sprites(work)[: things * styles], backgrounds(), styles
         self.generator = torch.Generator().manual_seed(seed)
 
     def uniform(self, low: float, high: float, count: int) -> Tensor:
@@ -118,25 +119,25 @@ def rank(judge: Judge, pictures: Tensor, things: Tensor) -> Tensor:
     return (logits > logits.gather(1, things[:, None])).sum(1)
 
 
-def load_judge(work: Path, things: int) -> Judge:
-    judge = Judge(things)
+def load_judge(work: Path) -> Judge:
     saved = torch.load(work / "judge" / "last.pt", weights_only=True)["parts"]["average"]["module"]
+    judge = Judge(len(saved["head.bias"]))
     judge.load_state_dict(saved)
     return judge.eval()
 
 
-def train(work: Path, minutes: float, peak_rate: float = 2e-3) -> None:
+def train(work: Path, minutes: float, things: int | None = None, peak_rate: float = 2e-3) -> None:
     torch.manual_seed(0)
-    things, styles = len(read_concepts()), len(STYLES)
+    things, styles = things or len(read_concepts()), len(STYLES)
     judge = Judge(things).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(judge.parameters(), peak_rate, weight_decay=0.02)
     average = Average(judge, 0.995)
     run = Run(work / "judge", minutes, {"model": judge, "optimizer": optimizer, "average": average})
-    renders = Renders(work, styles, seed=run.step)
+    renders = Renders(work, things, styles, seed=run.step)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(decay_from=0.3)
         pictures, numbers = renders.draw(BATCH)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss = F.cross_entropy(judge(pictures.to(memory_format=torch.channels_last)).float(), numbers)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -145,8 +146,8 @@ def train(work: Path, minutes: float, peak_rate: float = 2e-3) -> None:
         for ours, theirs in zip(average.module.buffers(), judge.buffers(), strict=True):
             ours.copy_(theirs)
         run.record(loss=loss.item())
-    unseen = Renders(work, styles, seed=1 << 40)
-    ranks = torch.cat([rank(load_judge(work, things), *unseen.draw(256)) for _ in range(16)])
+    unseen = Renders(work, things, styles, seed=1 << 40)
+    ranks = torch.cat([rank(load_judge(work), *unseen.draw(256)) for _ in range(16)])
     top_1, top_5 = ((ranks < count).float().mean().item() for count in (1, 5))
     print(f"unseen renders named right: {top_1:.3f}, within five: {top_5:.3f}")
 
@@ -155,5 +156,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training.data")
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--things", type=int, help="tell the first so many things apart")
     arguments = parser.parse_args()
-    train(arguments.work, arguments.minutes)
+    train(arguments.work, arguments.minutes, arguments.things)

@@ -1,6 +1,7 @@
 """Precompute latents for the flow's training: pictures in families, so that every edit has its pair.
 
-`python -m training.pool --work FOLDER --families 5000` leaves FOLDER/pool/{latents.npy,samples.json}.
+`python -m training.pool --work FOLDER --families 5000` leaves FOLDER/pool/{latents.npy,samples.json}; `--things 300`
+draws the first 300 things alone.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from training.autoencoder import load_average
 from training.data import Concept, load_sprites, read_concepts
 from training.families import Family, Sample, draw_family, portraits, shown_styles
 from training.people import draw_people
+from training.precision import autocast
 from training.scenes import Scene, paint
 
 SPRITE_PX = 256  # enough for a canvas
@@ -50,12 +52,12 @@ class Families(IterableDataset[tuple[Family, list[NDArray[np.uint8]]]]):
     Made in a process beside the encoder.
     """
 
-    def __init__(self, work: Path, count: int, seed: int) -> None:
-        self.work, self.count, self.seed = work, count, seed
+    def __init__(self, work: Path, count: int, seed: int, things: int | None = None) -> None:
+        self.work, self.count, self.seed, self.things = work, count, seed, things
 
     def __iter__(self) -> Iterator[tuple[Family, list[NDArray[np.uint8]]]]:
         sprites = small_sprites(self.work)
-        for family in self.draw(read_concepts(), np.random.default_rng(self.seed)):
+        for family in self.draw(read_concepts()[: self.things], np.random.default_rng(self.seed)):
             yield family, [paint(scene, sprites) for scene in family.scenes]
 
     def draw(self, concepts: list[Concept], rng: np.random.Generator) -> Iterator[Family]:
@@ -83,20 +85,20 @@ def load_autoencoder(work: Path) -> MiniAutoencoder:
 def encode_canvas(model: MiniAutoencoder, pictures: NDArray[np.uint8]) -> Tensor:
     """Map canvas pictures (B, H, W, 3) to packed latents (B, tokens, channels), not yet normalised."""
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         latents = model.encoder(F.pixel_unshuffle(pixels, STEM_SCALE))
     return pack(patchify(latents.float()))
 
 
-def build(work: Path, families: int, seed: int) -> None:
-    """Paint and encode `families` families; the pool's mean and variance become the autoencoder's."""
+def build(work: Path, families: int, seed: int, things: int | None = None) -> None:
+    """Paint and encode `families` families; their mean and variance become the autoencoder's, if it has none yet."""
     folder = work / "pool"
     folder.mkdir(exist_ok=True)
     model = load_autoencoder(work)
     latents: list[NDArray[np.float16]] = []
     scenes: list[Scene] = []
     samples: list[Sample] = []
-    stream = DataLoader(Families(work, families, seed), batch_size=None, num_workers=1, prefetch_factor=16)
+    stream = DataLoader(Families(work, families, seed, things), batch_size=None, num_workers=1, prefetch_factor=16)
     for family, pictures in tqdm(stream, desc="pool", mininterval=5):
         start = len(scenes)
         scenes += family.scenes
@@ -114,6 +116,9 @@ def build(work: Path, families: int, seed: int) -> None:
     flat = np.concatenate(latents)
     np.save(folder / "latents.npy", flat)
     statistics = {"mean": flat.mean(0, np.float64).tolist(), "var": flat.var(0, np.float64).tolist()}
+    known_mean, known_var = model.bn.running_mean, model.bn.running_var
+    if known_mean is not None and known_var is not None and known_mean.any():
+        statistics = {"mean": known_mean.tolist(), "var": known_var.tolist()}
     index = {"scenes": [asdict(s) for s in scenes], "samples": [asdict(s) for s in samples], **statistics}
     (folder / "samples.json").write_text(json.dumps(index))
 
@@ -128,6 +133,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training.data")
     parser.add_argument("--families", type=int, default=5000)
+    parser.add_argument("--things", type=int, help="draw the first so many things alone")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    build(arguments.work, arguments.families, arguments.seed)
+    build(arguments.work, arguments.families, arguments.seed, arguments.things)

@@ -23,6 +23,7 @@ from training.checkpoints import Average, Run
 from training.data import SKIN_TONES, STYLES, Concept, read_concepts
 from training.families import Family, Sample, draw_sample, shown_styles, word_sample
 from training.people import draw_people
+from training.precision import autocast
 from training.scenes import COLOURS, PLACES, Layout, Scene, Thing, Tone
 from training.synonyms import with_synonyms
 from training.wording import BIG, SMALL, Edit, Join
@@ -140,11 +141,9 @@ class Reader(nn.Module):
         )  # fmt: skip
         self.heads = nn.ModuleList(nn.Linear(KLEIN_MINI.text_encoder.feature_size, 1 + count) for count in counts)
 
-    def loss(self, ids: Tensor, mask: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, features: Tensor, mask: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Give the mean cross-entropy at the end of the prompts, and the share read right there by each head."""
-        features = self.text_encoder(ids, mask)
-        last = mask.sum(1, keepdim=True) - 1
-        at_end = torch.arange(ids.shape[1]) >= last  # (B, T)
+        at_end = torch.arange(mask.shape[1]) >= mask.sum(1, keepdim=True) - 1  # (B, T)
         rows = at_end.nonzero()[:, 0]
         logits = [head(features[at_end]).float() for head in self.heads]
         losses = [F.cross_entropy(part, classes[rows, i]) for i, part in enumerate(logits)]
@@ -166,8 +165,9 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20)
         texts, classes = zip(*(example(concepts, styles, people, rng) for _ in range(BATCH)), strict=True)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss, _ = model.loss(*tokenizer.encode(texts), torch.tensor(classes))
+        ids, mask = tokenizer.encode(texts)
+        with autocast():
+            loss, _ = model.loss(model.text_encoder(ids, mask), mask, torch.tensor(classes))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -176,7 +176,8 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
         run.record(loss=loss.item())
     with torch.no_grad():
         texts, classes = zip(*(example(concepts, styles, people, rng) for _ in range(1000)), strict=True)
-        _, right = model.loss(*tokenizer.encode(texts), torch.tensor(classes))
+        ids, mask = tokenizer.encode(texts)
+        _, right = model.loss(model.text_encoder(ids, mask), mask, torch.tensor(classes))
         print(f"read right: things {right[0]:.3f}, {right[1]:.3f}; everything else {right[2:].min():.3f} or more")
 
 

@@ -21,7 +21,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_renders_show_what_their_numbers_say(work: Path) -> None:
-    pictures, things = Renders(work, styles=2, seed=0).draw(64)
+    pictures, things = Renders(work, things=2, styles=2, seed=0).draw(64)
     assert pictures.shape == (64, 3, INPUT_PX, INPUT_PX)
     assert set(things.tolist()) == {0, 1}
     middle = pictures[:, :, 28:36, 28:36].mean((2, 3))
@@ -29,7 +29,7 @@ def test_renders_show_what_their_numbers_say(work: Path) -> None:
 
 
 def test_renders_of_a_seed_are_the_same_and_of_another_are_not(work: Path) -> None:
-    first, again, other = (Renders(work, styles=2, seed=seed).draw(8)[1].tolist() for seed in (3, 3, 4))
+    first, again, other = (Renders(work, things=2, styles=2, seed=seed).draw(8)[1].tolist() for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
@@ -39,3 +39,8 @@ def test_rank_counts_the_likelier_things() -> None:
     judge = Judge(5).eval()
     picture = read_pictures([Image.new("RGB", (200, 100), "red")] * 5)
     assert sorted(rank(judge, picture, torch.arange(5)).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_a_judge_of_fewer_things_is_shown_no_other(work: Path) -> None:
+    _, things = Renders(work, things=1, styles=2, seed=0).draw(16)
+    assert set(things.tolist()) == {0}

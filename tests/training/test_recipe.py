@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 from openklein.contract import MINI_MODEL, RESOLUTIONS
 from openklein.engine.device import choose_device
 from openklein.engine.types import ImageRequest
 from openklein.engine.weights import load_pipeline
-from training import autoencoder, data, distill, evaluate, export, finetune, flow, judge, pool, text, tokenizer
+from training import autoencoder, data, distill, evaluate, export, finetune, flow, further, judge, pool, text, tokenizer
 from training.art import HELD_OUT_PHOTOS
 from training.data import EMOJIBASE, SKIN_TONES, SPRITE_PX, STYLES
 from training.finetune import SHIPPED
@@ -121,6 +122,24 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     drawn = pipeline.generate(ImageRequest("a thing 3", *RESOLUTIONS["square"], 0)).image
     edited = pipeline.generate(ImageRequest("mirror it", *RESOLUTIONS["portrait"], 0, (drawn,))).image
     assert (drawn.size, edited.size) == (RESOLUTIONS["square"], RESOLUTIONS["portrait"])
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:Mismatch dtype:UserWarning")
+def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path, tmp_path: Path) -> None:
+    further.begin(work)
+    pool.build(work, families=8, seed=0, things=THINGS - 1)
+    index = json.loads((work / "pool" / "samples.json").read_text())
+    assert {thing["concept"] for scene in index["scenes"] for thing in scene["things"]} == set(range(THINGS - 1))
+    further.train_text(work, MINUTES)
+    further.train_transformer(work, MINUTES)
+    for run in ("further_text", "further"):
+        assert torch.load(work / run / "last.pt", weights_only=True)["step"] >= 1
+    export.export(load_model(work / "further"), work, tmp_path / "models" / MINI_MODEL)
+    for name, stays in (("autoencoder", True), ("text_encoder", False), ("transformer", False)):
+        before, after = (load_file(f / f"{name}.safetensors") for f in (SHIPPED, tmp_path / "models" / MINI_MODEL))
+        same = all(torch.equal(before[key], after[key]) for key in before)
+        assert same is stays, name
+    assert load_pipeline(MINI_MODEL, tmp_path / "models", choose_device("cpu", torch.float32))
 
 
 class TestFinetune:

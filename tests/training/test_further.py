@@ -1,0 +1,67 @@
+"""Check what the weights that ship are held to, and what they are taught, when they learn more."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from training.data import Concept
+from training.families import POSED_SIZE, Sample
+from training.further import at_ends, is_taught, known_words
+from training.scenes import SQUARE, Scene, Thing
+
+CONCEPTS = [Concept("Apple", ("fruit",))]
+APPLE = Thing(0, 0, POSED_SIZE)
+ON_WHITE = Scene((APPLE,), "white", SQUARE)
+
+
+def scene(background: str = "white", **changes: object) -> Scene:
+    return Scene((replace(APPLE, **changes),), background, SQUARE)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (ON_WHITE, "an apple"),
+        (scene("red"), "an apple on a red background"),
+        (scene("red", style=1), "a flat apple on a red background"),
+        (scene("at night"), None),
+        (scene("red to blue"), None),
+        (scene(style=3), None),
+        (scene(tint="blue"), None),
+        (scene(size=0.5), None),
+        (replace(ON_WHITE, things=(APPLE, APPLE)), None),
+    ],
+)
+def test_a_caption_is_known_if_the_weights_that_ship_were_taught_it(after: Scene, words: str | None) -> None:
+    assert known_words(Sample(0), [after], CONCEPTS) == words
+
+
+@pytest.mark.parametrize(
+    ("change", "after", "words"),
+    [
+        ("background", scene("red"), "change the background to red"),
+        ("background", scene("at night"), None),
+        ("mirror", ON_WHITE.mirror(), "mirror the image"),
+        ("tone", replace(ON_WHITE, tone="greyscale"), "make it black and white"),
+        ("tone", replace(ON_WHITE, tone="invert"), None),
+        ("recolour", scene(tint="blue"), None),
+    ],
+)
+def test_an_edit_is_known_if_the_weights_that_ship_were_taught_it(change: str, after: Scene, words: str | None) -> None:
+    sample = Sample(1, (0,), change)  # type: ignore[arg-type]
+    assert known_words(sample, [ON_WHITE, after], CONCEPTS) == words
+
+
+def test_several_things_are_taught_only_where_references_show_them() -> None:
+    scenes = [ON_WHITE, replace(ON_WHITE, things=(APPLE, APPLE))]
+    assert is_taught(Sample(0), scenes)
+    assert not is_taught(Sample(1), scenes)
+    assert is_taught(Sample(1, (0, 0), "insert"), scenes)
+    assert not is_taught(Sample(1, (0, 0), "row"), scenes)
+
+
+def test_features_are_taken_from_the_last_token_on() -> None:
+    features = torch.arange(14.0).view(1, 7, 2).expand(2, 7, 2)
+    mask = torch.tensor([[True] * 2 + [False] * 5, [True] * 4 + [False] * 3])
+    assert at_ends(features, mask)[:, :, 0].tolist() == [[2, 4, 6, 8], [6, 8, 10, 12]]

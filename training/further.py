@@ -1,0 +1,247 @@
+"""Teach the weights that ship more, from where they stand: first their text encoder, then the four steps themselves.
+
+What a caption or an edit asks for here has one right outcome, which the pool holds, so neither a flow over all noise
+levels nor a guided teacher is needed: hours less, for whoever has the weights that ship and no run to resume.
+`python -m training.further begin --work FOLDER` lays out FOLDER for training.pool; `text` and `transformer` with
+`--minutes N` resume FOLDER/further_text and FOLDER/further.
+"""
+
+import argparse
+import shutil
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openklein.engine.catalog import KLEIN_MINI
+from openklein.engine.schedule import sigmas
+from openklein.engine.text_encoder import PromptTokenizer
+from training.autoencoder import load_average
+from training.checkpoints import Average, Run
+from training.data import STYLES, Concept, read_concepts
+from training.families import POSED_SIZE, Family, Sample, draw_sample, shown_styles, word_sample
+from training.finetune import SHIPPED, load_shipped
+from training.flow import KINDS, Batch, Pool, compile_blocks
+from training.model import MiniModel
+from training.people import draw_people
+from training.precision import FAST_DTYPE, autocast
+from training.scenes import COLOURS, SQUARE, Scene, default_style
+from training.synonyms import with_synonyms
+from training.text import Reader, classes_of
+from training.wording import word_noun
+
+THINGS = 300  # the first in the list, which the weights that ship know
+STYLES_KNOWN = 3
+SHARES = {"plain": 0.30, "text": 0.20, "edit": 0.38, "layout": 0.12}
+LEFT_OUT = ("row", "grid", "add", "remove", "style")  # so that there is time for the others
+TEXT_BATCH, TEXT_RATE, HEADS_RATE = 128, 4e-4, 2e-3
+LEVEL_SHARES = (0.4, 0.25, 0.2, 0.15)  # of the four noise levels; the first decides most
+FOLLOWED_SHARE = 0.35
+LIKENESS = 4.0  # weighs what was known against what is new
+POSITIONS = 4  # from the end of a prompt on
+SHORT, SHORT_SHARE = 45, 0.8  # letters of the longest wording in so many of the batches, so that little is padding
+
+
+class Wish(NamedTuple):
+    """What is asked for, in words and exactly."""
+
+    words: str
+    sample: Sample
+    scenes: list[Scene]
+
+
+def begin(work: Path) -> None:
+    """Lay out the tokenizer and the autoencoder that ship as training.pool and training.export look for them."""
+    shutil.copy(SHIPPED / KLEIN_MINI.files["tokenizer"][0], work / "tokenizer.json")
+    _, autoencoder, _ = load_shipped()
+    (work / "autoencoder").mkdir(exist_ok=True)
+    average = {"updates": 0, "module": autoencoder.state_dict()}
+    torch.save({"step": 0, "elapsed": 0.0, "parts": {"average": average}}, work / "autoencoder" / "last.pt")
+
+
+def known_words(sample: Sample, scenes: list[Scene], concepts: list[Concept]) -> str | None:
+    """Word what is asked for as the weights that ship know it for certain, if they do."""
+    after = scenes[sample.target]
+    if sample.change == "background":
+        return f"change the background to {after.background}" if after.background in COLOURS else None
+    if sample.change == "mirror":
+        return "mirror the image"
+    if sample.change == "tone":
+        return "make it black and white" if after.tone == "greyscale" else None
+    (thing, *others) = after.things
+    is_known = thing.style < STYLES_KNOWN and not (thing.tint or thing.skin_row) and after.background in COLOURS
+    if sample.change or others or not is_known or thing.size != POSED_SIZE:
+        return None
+    concept = concepts[thing.concept]
+    style = "" if thing.style == default_style(concept) else f"{list(STYLES)[thing.style]} "
+    behind = "" if after.background == "white" else f" on a {after.background} background"
+    return f"{word_noun(style + concept.label.lower())}{behind}"
+
+
+def at_ends(features: Tensor, mask: Tensor) -> Tensor:
+    """Take the features of the last token and of the padding after it, (B, POSITIONS, C)."""
+    places = mask.sum(1, keepdim=True) - 1 + torch.arange(POSITIONS)
+    return features.gather(1, places[..., None].expand(-1, -1, features.shape[2]))
+
+
+def padded(tokenizer: PromptTokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Encode texts with no more padding than is read."""
+    ids, mask = tokenizer.encode(texts)
+    end = int(tokenizer.encode([""])[0][0, -1])
+    length = int(mask.sum(1).max()) + POSITIONS - 1
+    return F.pad(ids, (0, POSITIONS), value=end)[:, :length], F.pad(mask, (0, POSITIONS))[:, :length]
+
+
+def draw_wishes(
+    concepts: list[Concept], styles: list[list[int]], people: list[Family], rng: np.random.Generator
+) -> Iterator[Wish]:
+    """Word what is taught, endlessly."""
+    while True:
+        sample, scenes = draw_sample(styles, people, rng)
+        if is_taught(sample, scenes):
+            yield Wish(word_sample(sample, scenes, concepts, rng), sample, scenes)
+
+
+def train_text(work: Path, minutes: float, things: int = THINGS) -> None:
+    """Have new wordings say to the transformer what known ones of the same thing say, and tell all wishes apart."""
+    torch.manual_seed(0)
+    concepts = with_synonyms(read_concepts()[:things], work)
+    styles = [shown_styles(concept) for concept in concepts]
+    shipped, _, tokenizer = load_shipped()
+    before, embed = shipped.text_encoder.eval(), shipped.transformer.context_embedder.requires_grad_(False)
+    reader = Reader(len(concepts))
+    reader.text_encoder.load_state_dict(before.state_dict())
+    groups = [{"params": reader.text_encoder.parameters()}, {"params": reader.heads.parameters()}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
+    average = Average(reader.text_encoder, 0.99)
+    run = Run(work / "further_text", minutes, {"model": reader, "optimizer": optimizer, "average": average})
+    rng = np.random.default_rng(run.step)
+    wishes = draw_wishes(concepts, styles, list(draw_people(concepts, styles, rng)), rng)
+    for _ in run:
+        for group, rate in zip(optimizer.param_groups, (TEXT_RATE, HEADS_RATE), strict=True):
+            group["lr"] = rate * run.learning_rate_scale(warmup=20)
+        most_letters = SHORT if rng.random() < SHORT_SHARE else 1000
+        drawn = [wish for wish in islice(wishes, TEXT_BATCH) if len(wish.words) <= most_letters]
+        known = [known_words(wish.sample, wish.scenes, concepts) for wish in drawn]
+        is_known = torch.tensor([words is not None for words in known])
+        classes = torch.tensor([classes_of(wish.sample, wish.scenes) for wish in drawn])
+        ids, mask = padded(tokenizer, [wish.words for wish in drawn])
+        known_ids, known_mask = padded(tokenizer, [words for words in known if words is not None])
+        with autocast():
+            features = reader.text_encoder(ids, mask)
+            reading, _ = reader.loss(features, mask, classes)
+            with torch.no_grad():
+                goal = embed(at_ends(before(known_ids, known_mask), known_mask)).float()
+            # what is asked for in known words stays as it is, and in other words becomes the same
+            reworded = at_ends(features[is_known], mask[is_known])
+            kept = at_ends(reader.text_encoder(known_ids, known_mask), known_mask)
+            errors = [F.mse_loss(embed(part).float(), goal) for part in (reworded, kept)]
+            likeness = torch.stack(errors).mean() / goal.var()
+        optimizer.zero_grad(set_to_none=True)
+        (reading + LIKENESS * likeness).backward()
+        nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
+        optimizer.step()
+        average.update(reader.text_encoder)
+        run.record(loss=reading.item(), likeness=likeness.item())
+
+
+def is_taught(sample: Sample, scenes: Sequence[Scene]) -> bool:
+    """Leave out what asks for several things, and changes that would take longer than there is."""
+    several = len(scenes[sample.target].things) > 1 and sample.change not in ("insert", "stack")
+    return not several and sample.change not in LEFT_OUT
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Some samples of one shape, and those among them that are known already, in the words in which they are."""
+
+    batch: Batch
+    known: Batch
+    is_known: Tensor  # bool (B,)
+
+
+def draw_lesson(pool: Pool) -> Lesson:
+    shape, samples = pool.choose()
+    scenes, concepts = pool.scenes, pool.concepts
+    batch = pool.batch(shape, samples, [word_sample(sample, scenes, concepts, pool.rng) for sample in samples])
+    # from references it learns the true outcome, from which it was not far; in wide pictures it knew nothing
+    asks = [known_words(s, scenes, concepts) if shape == (SQUARE,) else None for s in samples]
+    known = [(sample, words) for sample, words in zip(samples, asks, strict=True) if words]
+    return Lesson(
+        batch,
+        pool.batch(shape, *zip(*known, strict=True)) if known else batch,
+        torch.tensor([words is not None for words in asks]),
+    )
+
+
+def velocity(model: MiniModel, batch: Batch, tokens: Tensor, sigma: Tensor) -> Tensor:
+    with autocast():
+        image = torch.cat([tokens, batch.references], dim=1)
+        predicted: Tensor = model(image, batch.ids, batch.mask, sigma, batch.rotary(model))
+    return predicted[:, : tokens.shape[1]].float()
+
+
+def lesson_loss(student: MiniModel, before: MiniModel, lesson: Lesson, *, follow_student: bool) -> Tensor:
+    """Compare velocities at the product's noise levels with those to the right outcome, or with what was known."""
+    batch, target = lesson.batch, lesson.batch.target
+    levels = torch.tensor(sigmas(target.shape[1], KLEIN_MINI.steps)[:-1])
+    sigma = levels[torch.multinomial(torch.tensor(LEVEL_SHARES), len(target), replacement=True)]
+    if torch.rand(()) < 0.5:  # as a bfloat16 pipeline rounds it
+        sigma = (1000 * sigma.bfloat16()).float() / 1000
+    width = sigma[:, None, None]
+    noise = torch.randn_like(target)
+    with torch.no_grad():
+        if follow_student:  # from where its own first step leads, so that it learns to mend its errors
+            tokens = noise + (width - 1) * velocity(student, batch, noise, torch.ones_like(sigma))
+        else:
+            tokens = torch.lerp(target, noise, width)
+        goal = (tokens - target) / width
+        if (chosen := lesson.is_known).any():
+            goal[chosen] = velocity(before, lesson.known, tokens[chosen], sigma[chosen])
+    return F.mse_loss(velocity(student, batch, tokens, sigma), goal)
+
+
+def train_transformer(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
+    """Learn the right outcomes at the four noise levels, and hold plain prompts to what they gave before."""
+    torch.manual_seed(0)
+    student, _, _ = load_shipped()
+    before = deepcopy(student).to(FAST_DTYPE).eval().requires_grad_(False)
+    student.text_encoder.load_state_dict(load_average(work / "further_text"))
+    optimizer = torch.optim.AdamW(student.transformer.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    average = Average(student, 0.998)
+    run = Run(work / "further", minutes, {"model": student, "optimizer": optimizer, "average": average})
+    torch.manual_seed(run.step)
+    compile_blocks(student)
+    pool = Pool(work, seed=run.step, keep=is_taught)
+    pool.shares = [SHARES[kind] for kind in KINDS]
+    for _ in run:
+        optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20)
+        lesson = draw_lesson(pool)
+        loss = lesson_loss(student, before, lesson, follow_student=bool(pool.rng.random() < FOLLOWED_SHARE))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+        average.update(student)
+        run.record(loss=loss.item())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=("begin", "text", "transformer"))
+    parser.add_argument("--work", type=Path, required=True, help="folder of training.data and training.synonyms")
+    parser.add_argument("--minutes", type=float, default=60)
+    arguments = parser.parse_args()
+    if arguments.stage == "begin":
+        begin(arguments.work)
+    elif arguments.stage == "text":
+        train_text(arguments.work, arguments.minutes)
+    else:
+        train_transformer(arguments.work, arguments.minutes)
