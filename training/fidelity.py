@@ -14,6 +14,7 @@ from training.art import HELD_OUT_PHOTOS
 from training.bench import SEED, Bench, make
 from training.finetune import load_shipped
 from training.measures import psnr
+from training.precision import FAST_DTYPE
 from training.scenes import Tone, apply_tone
 
 TONES: dict[str, Tone] = {"make it black and white": "greyscale", "make it brighter": "brighten"}
@@ -42,10 +43,10 @@ def photographs(work: Path, pipeline: Pipeline) -> dict[str, float]:
 def round_trips(bench: Bench) -> dict[str, float]:
     """Encode and decode photographs, and things in styles that were held out, at full resolution."""
     _, autoencoder, _ = load_shipped()
-    autoencoder = autoencoder.bfloat16().eval()
+    autoencoder = autoencoder.to(FAST_DTYPE).eval()
 
     def round_trip(picture: Image.Image) -> float:
-        latents = autoencoder.encode(to_tensor(picture)[None].bfloat16())
+        latents = autoencoder.encode(to_tensor(picture)[None].to(FAST_DTYPE))
         return psnr(np.asarray(to_image(autoencoder.decode(latents)[0])), np.asarray(picture))
 
     decibels = {name: round_trip(photo) for name, photo in held_out_photos(bench.work)}
