@@ -6,7 +6,7 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -43,7 +43,7 @@ KINDS = {  # kind: its share of the steps in each stage, batch size
 HIGH_NOISE_SHARES = (0.9, 0.6)  # in each stage: nouns are learned there, and fastest alone
 SECOND_STAGE = 0.57  # of the run is over when it starts
 COMMON_THINGS, COMMON_WEIGHT = 300, 2.0  # the first in the list are drawn so much more often on their own
-BACKGROUND_WEIGHT = 3.0  # beside other edits
+FAVOURED_EDITS = {"background": 3.0}  # beside others
 CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
@@ -106,7 +106,11 @@ class Pool:
     """The precomputed pictures, and endless batches of them, each of one shape."""
 
     def __init__(
-        self, work: Path, seed: int = 0, keep: Callable[[Sample, Sequence[Scene]], bool] | None = None
+        self,
+        work: Path,
+        seed: int = 0,
+        keep: Callable[[Sample, Sequence[Scene]], bool] | None = None,
+        favoured_edits: Mapping[str, float] = FAVOURED_EDITS,
     ) -> None:
         index: dict[str, Any] = json.loads((work / "pool" / "samples.json").read_text())
         self.concepts = with_synonyms(read_concepts(), work)
@@ -121,7 +125,7 @@ class Pool:
         self.latents = torch.cat([((part - self.mean) / std).bfloat16() for part in torch.split(latents, 1 << 16)])
         self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
         self.rng = np.random.default_rng(seed)
-        self.shares = stage_shares(1)
+        self.shares, self.favoured_edits = stage_shares(1), favoured_edits
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
@@ -142,10 +146,10 @@ class Pool:
         ]
 
     def favour(self, kind: str, sample: Sample) -> float:
-        """Have what newcomers ask for first drawn more often: a common thing on its own, another background."""
+        """Have what newcomers ask for first drawn more often: a common thing on its own, some edits."""
         if kind == "plain":
             return COMMON_WEIGHT if self.thing(sample) < COMMON_THINGS else 1.0
-        return BACKGROUND_WEIGHT if sample.change == "background" else 1.0
+        return self.favoured_edits.get(str(sample.change), 1.0)
 
     def sort(self, kind: str, sample: Sample) -> Hashable:
         """Tell plain samples by their thing, captions by whether they name several things, all others by the change."""

@@ -53,12 +53,12 @@ def test_an_edit_is_known_if_the_weights_that_ship_were_taught_it(change: str, a
     assert known_words(sample, [ON_WHITE, after], CONCEPTS) == words
 
 
-def test_several_things_are_taught_only_where_references_show_them() -> None:
+def test_single_things_and_a_few_changes_are_taught() -> None:
     scenes = [ON_WHITE, replace(ON_WHITE, things=(APPLE, APPLE))]
     assert is_taught(Sample(0), scenes)
+    assert is_taught(Sample(0, (0,), "recolour"), scenes)
+    assert not is_taught(Sample(0, (0,), "rotate"), scenes)
     assert not is_taught(Sample(1), scenes)
-    assert is_taught(Sample(1, (0, 0), "insert"), scenes)
-    assert not is_taught(Sample(1, (0, 0), "row"), scenes)
 
 
 def test_features_are_taken_from_the_last_token_on() -> None:
