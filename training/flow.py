@@ -28,6 +28,7 @@ from training.checkpoints import Average, Run
 from training.data import read_concepts
 from training.families import Sample, word_sample
 from training.model import MiniModel
+from training.muon import Muon
 from training.precision import autocast
 from training.samples import draw_samples
 from training.scenes import Scene, Thing, default_style
@@ -48,7 +49,7 @@ CAPTION_DROPOUT = 0.1
 SIGMA_SHIFT = 3.5
 LONG_TEXT_SHARE = 0.15
 MUON_RATE, NORM_RATE, CONTEXT_RATE, OTHER_RATE = 4e-3, 1e-2, 1e-4, 2e-3
-CONTEXT_STD = 5.0
+CONTEXT_STD, CONTEXT_CAPTIONS = 5.0, 2048
 NOISE_RANGES = ((0.0, 0.7), (0.7, 0.85), (0.85, 0.95), (0.95, 1.01))  # whose losses are kept apart
 SAMPLES_EVERY_MINUTES = 20
 
@@ -70,7 +71,7 @@ def whiten_context(model: MiniModel, pool: "Pool") -> None:
     layer normalisation leaves next to nothing of the many that tell one thing from another.
     """
     captions = [caption(scene, pool.concepts, pool.rng) for scene in pool.scenes if len(scene.things) == 1]
-    chosen = [captions[i] for i in pool.rng.integers(len(captions), size=2048)]
+    chosen = [captions[i] for i in pool.rng.integers(len(captions), size=CONTEXT_CAPTIONS)]
     ids, mask = pool.tokenizer.encode(chosen)
     features = model.text_encoder(ids, mask)[mask.bool()]
     power, directions = torch.linalg.eigh(features.T @ features / len(features))
@@ -239,7 +240,7 @@ def make_optimizers(model: MiniModel) -> list[torch.optim.Optimizer]:
             others[CONTEXT_RATE if is_context else NORM_RATE if parameter.ndim == 1 else OTHER_RATE].append(parameter)
     groups = [{"params": parameters, "lr": rate} for rate, parameters in others.items()]
     return [
-        torch.optim.Muon(hidden, MUON_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(hidden, MUON_RATE),
         torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 

@@ -10,7 +10,7 @@ import argparse
 import shutil
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,23 +26,24 @@ from openklein.engine.text_encoder import PromptTokenizer
 from training.autoencoder import load_average
 from training.checkpoints import Average, Run
 from training.data import STYLES, Concept, read_concepts
-from training.families import POSED_SIZE, Family, Sample, draw_sample, shown_styles, word_sample
+from training.families import POSED_SIZE, Family, Sample, draw_background, draw_sample, shown_styles, word_sample
 from training.finetune import SHIPPED, load_shipped
 from training.flow import KINDS, Batch, Pool, compile_blocks
 from training.model import MiniModel
 from training.people import draw_people
 from training.precision import FAST_DTYPE, autocast
-from training.scenes import COLOURS, SQUARE, Scene, default_style
+from training.scenes import COLOURS, SQUARE, Scene, Thing, default_style
 from training.synonyms import with_synonyms
 from training.text import Reader, classes_of
-from training.wording import word_noun
+from training.wording import caption, word_noun
 
 THINGS = 300  # the first in the list, which the weights that ship know
 STYLES_KNOWN = 3
-SHARES = {"plain": 0.28, "text": 0.12, "edit": 0.50, "layout": 0.10}
+SHARES = {"plain": 0.22, "text": 0.12, "edit": 0.58, "layout": 0.08}
 TAUGHT = ("background", "mirror", "tone", "recolour", "place")  # few changes, so that there is time for each
 FAVOURED_EDITS = {"tone": 4.0, "recolour": 3.0}  # five tones, and ten colours
-TEXT_BATCH, TEXT_RATE, HEADS_RATE = 128, 4e-4, 2e-3
+TEXT_BATCH, TEXT_RATE, HEADS_RATE = 64, 4e-4, 2e-3
+RENAMED_BATCH = 64  # beside them, in words that are each too rare among them
 LEVEL_SHARES = (0.4, 0.25, 0.2, 0.15)  # of the four noise levels; the first decides most
 FOLLOWED_SHARE = 0.35
 LIKENESS = 4.0  # weighs what was known against what is new
@@ -110,6 +111,18 @@ def draw_wishes(
             yield Wish(word_sample(sample, scenes, concepts, rng), sample, scenes)
 
 
+def draw_renamed(concepts: list[Concept], rng: np.random.Generator) -> Iterator[Wish]:
+    """Ask for a thing by another word for it, each such word as often, endlessly."""
+    names = [(number, alias) for number, concept in enumerate(concepts) for alias in concept.aliases]
+    while True:
+        number, alias = names[rng.integers(len(names))]
+        known = concepts[number]
+        thing = Thing(0, default_style(known), POSED_SIZE)
+        scene = Scene((thing,), draw_background(rng), SQUARE)
+        words = caption(scene, [replace(known, label=alias, aliases=())], rng)
+        yield Wish(words, Sample(0), [replace(scene, things=(replace(thing, concept=number),))])
+
+
 def train_text(work: Path, minutes: float, things: int = THINGS) -> None:
     """Have new wordings say to the transformer what known ones of the same thing say, and tell all wishes apart."""
     torch.manual_seed(0)
@@ -125,11 +138,13 @@ def train_text(work: Path, minutes: float, things: int = THINGS) -> None:
     run = Run(work / "further_text", minutes, {"model": reader, "optimizer": optimizer, "average": average})
     rng = np.random.default_rng(run.step)
     wishes = draw_wishes(concepts, styles, list(draw_people(concepts, styles, rng)), rng)
+    renamed = draw_renamed(concepts, rng)
     for _ in run:
         for group, rate in zip(optimizer.param_groups, (TEXT_RATE, HEADS_RATE), strict=True):
             group["lr"] = rate * run.learning_rate_scale(warmup=20)
         most_letters = SHORT if rng.random() < SHORT_SHARE else 1000
-        drawn = [wish for wish in islice(wishes, TEXT_BATCH) if len(wish.words) <= most_letters]
+        drawn = [*islice(wishes, TEXT_BATCH), *islice(renamed, RENAMED_BATCH)]
+        drawn = [wish for wish in drawn if len(wish.words) <= most_letters]
         known = [known_words(wish.sample, wish.scenes, concepts) for wish in drawn]
         is_known = torch.tensor([words is not None for words in known])
         classes = torch.tensor([classes_of(wish.sample, wish.scenes) for wish in drawn])
@@ -171,8 +186,8 @@ def draw_lesson(pool: Pool) -> Lesson:
     shape, samples = pool.choose()
     scenes, concepts = pool.scenes, pool.concepts
     batch = pool.batch(shape, samples, [word_sample(sample, scenes, concepts, pool.rng) for sample in samples])
-    # from references it learns the true outcome, from which it was not far; in wide pictures it knew nothing
-    asks = [known_words(s, scenes, concepts) if shape == (SQUARE,) else None for s in samples]
+    # from references it learns the true outcome, from which it was not far
+    asks = [known_words(s, scenes, concepts) if len(shape) == 1 else None for s in samples]
     known = [(sample, words) for sample, words in zip(samples, asks, strict=True) if words]
     return Lesson(
         batch,
@@ -213,16 +228,17 @@ def train_transformer(work: Path, minutes: float, peak_rate: float = 4e-4) -> No
     torch.manual_seed(0)
     student, _, _ = load_shipped()
     before = deepcopy(student).to(FAST_DTYPE).eval().requires_grad_(False)
-    student.text_encoder.load_state_dict(load_average(work / "further_text"))
     optimizer = torch.optim.AdamW(student.transformer.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.998)
     run = Run(work / "further", minutes, {"model": student, "optimizer": optimizer, "average": average})
+    for model in (student, average.module):  # which a resumed run would have as it was
+        model.text_encoder.load_state_dict(load_average(work / "further_text"))  # type: ignore[union-attr]
     torch.manual_seed(run.step)
     compile_blocks(student)
     pool = Pool(work, seed=run.step, keep=is_taught, favoured_edits=FAVOURED_EDITS)
     pool.shares = [SHARES[kind] for kind in KINDS]
     for _ in run:
-        optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20)
+        optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.65)
         lesson = draw_lesson(pool)
         loss = lesson_loss(student, before, lesson, follow_student=bool(pool.rng.random() < FOLLOWED_SHARE))
         optimizer.zero_grad(set_to_none=True)

@@ -22,6 +22,7 @@ from training.scenes import COLOURS, PLACES, paint_background
 
 INPUT_PX = 64
 BATCH = 96
+UNSEEN = 4096  # renders, at the end, to see how many are named right
 WIDTHS = (48, 96, 192, 320)
 
 
@@ -147,7 +148,7 @@ def train(work: Path, minutes: float, things: int | None = None, peak_rate: floa
             ours.copy_(theirs)
         run.record(loss=loss.item())
     unseen = Renders(work, things, styles, seed=1 << 40)
-    ranks = torch.cat([rank(load_judge(work), *unseen.draw(256)) for _ in range(16)])
+    ranks = torch.cat([rank(load_judge(work), *unseen.draw(256)) for _ in range(UNSEEN // 256)])
     top_1, top_5 = ((ranks < count).float().mean().item() for count in (1, 5))
     print(f"unseen renders named right: {top_1:.3f}, within five: {top_5:.3f}")
 

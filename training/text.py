@@ -29,6 +29,7 @@ from training.synonyms import with_synonyms
 from training.wording import BIG, SMALL, Edit, Join
 
 BATCH = 160
+READ = 1000  # prompts, at the end, to see how many are read right
 NONE = 0  # the class of what a prompt does not say
 BACKGROUNDS = (*COLOURS, *PLACES)
 JOINTS = ("to", "and")
@@ -175,7 +176,7 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
         average.update(model.text_encoder)
         run.record(loss=loss.item())
     with torch.no_grad():
-        texts, classes = zip(*(example(concepts, styles, people, rng) for _ in range(1000)), strict=True)
+        texts, classes = zip(*(example(concepts, styles, people, rng) for _ in range(READ)), strict=True)
         ids, mask = tokenizer.encode(texts)
         _, right = model.loss(model.text_encoder(ids, mask), mask, torch.tensor(classes))
         print(f"read right: things {right[0]:.3f}, {right[1]:.3f}; everything else {right[2:].min():.3f} or more")

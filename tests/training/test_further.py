@@ -1,13 +1,16 @@
 """Check what the weights that ship are held to, and what they are taught, when they learn more."""
 
+from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 
 from training.data import Concept
 from training.families import POSED_SIZE, Sample
-from training.further import at_ends, is_taught, known_words
+from training.further import at_ends, draw_renamed, is_taught, known_words
 from training.scenes import SQUARE, Scene, Thing
 
 CONCEPTS = [Concept("Apple", ("fruit",))]
@@ -51,6 +54,22 @@ def test_a_caption_is_known_if_the_weights_that_ship_were_taught_it(after: Scene
 def test_an_edit_is_known_if_the_weights_that_ship_were_taught_it(change: str, after: Scene, words: str | None) -> None:
     sample = Sample(1, (0,), change)  # type: ignore[arg-type]
     assert known_words(sample, [ON_WHITE, after], CONCEPTS) == words
+
+
+def test_every_other_word_for_a_thing_is_asked_for_as_often_and_means_the_thing() -> None:
+    concepts = [Concept("Apple", ("fruit", "pippin")), Concept("Anvil", ()), Concept("Dog", ("hound",))]
+    wishes = list(islice(draw_renamed(concepts, np.random.default_rng(0)), 600))
+    said: Counter[str] = Counter()
+    for words, sample, scenes in wishes:
+        (thing,) = scenes[sample.target].things
+        (alias,) = (a for concept in concepts for a in concept.aliases if a in words)
+        assert alias in concepts[thing.concept].aliases
+        assert not any(concept.label.lower() in words for concept in concepts)
+        assert (known := known_words(sample, scenes, concepts)) is None or concepts[
+            thing.concept
+        ].label.lower() in known
+        said[alias] += 1
+    assert min(said.values()) > 150
 
 
 def test_single_things_and_a_few_changes_are_taught() -> None:

@@ -18,8 +18,25 @@ from openklein.contract import MINI_MODEL, RESOLUTIONS
 from openklein.engine.device import choose_device
 from openklein.engine.types import ImageRequest
 from openklein.engine.weights import load_pipeline
-from training import autoencoder, data, distill, evaluate, export, finetune, flow, further, judge, pool, text, tokenizer
+from training import (
+    autoencoder,
+    bench,
+    data,
+    distill,
+    evaluate,
+    export,
+    fidelity,
+    finetune,
+    flow,
+    further,
+    judge,
+    pool,
+    samples,
+    text,
+    tokenizer,
+)
 from training.art import HELD_OUT_PHOTOS
+from training.autoencoder import load_average
 from training.data import EMOJIBASE, SKIN_TONES, SPRITE_PX, STYLES
 from training.finetune import SHIPPED
 from training.model import load_model
@@ -74,6 +91,9 @@ def short() -> Iterator[None]:
 def test_the_recipe_makes_a_model_that_draws_and_edits(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(text, "READ", 32)
+    monkeypatch.setattr(flow, "CONTEXT_CAPTIONS", 256)
+    monkeypatch.setattr(judge, "UNSEEN", 256)
     tokenizer.build(work)
     text.train(work, MINUTES)
     autoencoder.train("canvas", work, MINUTES)
@@ -88,18 +108,22 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
         favours: dict[Hashable, float] = {0: 2, 1: 2, 2: 2} if kind == "plain" else {"background": 3}
         assert drawn == pytest.approx(sum(n**0.5 * favours.get(key, 1) for key, n in numbers.items()))
     monkeypatch.setattr(flow, "SAMPLES_EVERY_MINUTES", 0)
+    monkeypatch.setattr(samples, "PROMPTS", samples.PROMPTS[:8])
     flow.train(work, MINUTES)
     distill.train(work, MINUTES)
     autoencoder.train("full", work, MINUTES, batch=2)
     export.export(load_model(work / "distill"), work, tmp_path / "models" / MINI_MODEL)
-    with Image.open(next((work / "flow" / "samples").glob("*.webp"))) as samples:
-        assert samples.size == (8 * 128, 2 * 128)
+    with Image.open(next((work / "flow" / "samples").glob("*.webp"))) as drawn_on_the_way:
+        assert drawn_on_the_way.size == (8 * 128, 128)
     assert "from_0.85" in (work / "flow" / "loss.jsonl").read_text()
     for run in ("text", "autoencoder", "flow", "distill", "decoder"):
         assert torch.load(work / run / "last.pt", weights_only=True)["step"] >= 1
 
     pipeline = load_pipeline(MINI_MODEL, tmp_path / "models", choose_device("cpu", torch.float32))
     judge.train(work, MINUTES)
+    small = {aspect: (width // 2, height // 2) for aspect, (width, height) in RESOLUTIONS.items()}
+    monkeypatch.setattr(bench, "RESOLUTIONS", small)
+    monkeypatch.setattr(fidelity, "SIZE", small["square"])
     evaluate.evaluate(work, tmp_path / "figures", things=THINGS, size=2)
     figures = json.loads((tmp_path / "figures" / "figures.json").read_text())
     assert (figures["things"], figures["cases_per_group"]) == (THINGS, 2)
@@ -134,6 +158,11 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path,
     further.train_transformer(work, MINUTES)
     for run in ("further_text", "further"):
         assert torch.load(work / run / "last.pt", weights_only=True)["step"] >= 1
+    minutes = torch.load(work / "further_text" / "last.pt", weights_only=True)["elapsed"] / 60
+    further.train_text(work, minutes + MINUTES)
+    further.train_transformer(work, MINUTES)  # resumes, with what the text encoder has learned since
+    reread, taught = load_model(work / "further").text_encoder.state_dict(), load_average(work / "further_text")
+    assert all(torch.equal(reread[key], taught[key]) for key in taught)
     export.export(load_model(work / "further"), work, tmp_path / "models" / MINI_MODEL)
     for name, stays in (("autoencoder", True), ("text_encoder", False), ("transformer", False)):
         before, after = (load_file(f / f"{name}.safetensors") for f in (SHIPPED, tmp_path / "models" / MINI_MODEL))
