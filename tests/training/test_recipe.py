@@ -4,6 +4,7 @@ import json
 import signal
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -109,6 +110,8 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
         assert drawn == pytest.approx(sum(n**0.5 * favours.get(key, 1) for key, n in numbers.items()))
     monkeypatch.setattr(flow, "SAMPLES_EVERY_MINUTES", 0)
     monkeypatch.setattr(samples, "PROMPTS", samples.PROMPTS[:8])
+    monkeypatch.setattr(samples, "CARD", replace(samples.CARD, steps=2))
+    monkeypatch.setattr(distill, "BATCH", 4)
     flow.train(work, MINUTES)
     distill.train(work, MINUTES)
     autoencoder.train("full", work, MINUTES, batch=2)
