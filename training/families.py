@@ -6,14 +6,16 @@ from typing import get_args
 
 import numpy as np
 
+from openklein.contract import DEFAULT_ASPECT_RATIO, RESOLUTIONS
 from openklein.engine.tokens import Grid
 from training.data import STYLES, Concept, is_held_out
-from training.scenes import COLOURS, PLACES, SQUARE, VISIBLE, Layout, Scene, Thing, Tone, arrange
+from training.scenes import COLOURS, PLACES, SQUARE, VISIBLE, Layout, Scene, Thing, Tone, arrange, grid_of
 from training.wording import BIG, Edit, Join, caption, word_edit, word_join, word_layout
 
 POSED_SIZE = 0.84  # captions describe things in one pose, centred at this size; edits see them in any
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
+DEFAULT_GRID = grid_of(*RESOLUTIONS[DEFAULT_ASPECT_RATIO])
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +139,17 @@ def one_thing(concept: int, styles: list[int], posed: bool, rng: np.random.Gener
 
 
 def portraits(concept: int, styles: list[int], rng: np.random.Generator) -> Family:
-    """Draw one thing as captions describe it, in every style: on white, on another background, and wide."""
+    """Draw one thing as captions describe it, in every style: on white, on another background, in every aspect."""
     family = Family()
     on_white = []
     for style in styles:
         base = Scene((Thing(concept, style, POSED_SIZE),), "white", SQUARE)
         plain = family.add(base)
-        coloured = family.add(replace(base, background=draw_background(rng, besides="white")))
-        wide = family.add(replace(base, background=draw_background(rng), grid=draw_wide_grid(rng)))
-        family.samples += [Sample(i) for i in (plain, coloured, wide)]
-        family.samples += [Sample(i, (plain,), "background") for i in (coloured, wide)]
+        others = [family.add(replace(base, background=draw_background(rng, besides="white")))]
+        others += [family.add(replace(base, background=draw_background(rng), grid=grid)) for grid in GRID_WEIGHTS]
+        others.append(family.add(replace(base, grid=DEFAULT_GRID)))
+        family.samples += [Sample(i) for i in (plain, *others)]
+        family.samples += [Sample(i, (plain,), "background") for i in others if family.scenes[i].background != "white"]
         on_white.append(plain)
     family.samples += [Sample(b, (a,), "restyle") for a in on_white for b in on_white if a != b]
     return family

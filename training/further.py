@@ -1,7 +1,8 @@
 """Teach the weights that ship more, from where they stand: first their text encoder, then the four steps themselves.
 
-What a caption or an edit asks for here has one right outcome, which the pool holds, so neither a flow over all noise
-levels nor a guided teacher is needed: hours less, for whoever has the weights that ship and no run to resume.
+An edit has one right outcome, which the pool holds. A caption has one too, but from noise alone that teaches a blur:
+there the weights that ship, guided away from what they draw without a caption, teach themselves. Neither needs a flow
+over all noise levels: hours less, for whoever has the weights that ship and no run to resume.
 `python -m training.further begin --work FOLDER` lays out FOLDER for training.pool; `text` and `transformer` with
 `--minutes N` resume FOLDER/further_text and FOLDER/further.
 """
@@ -26,7 +27,17 @@ from openklein.engine.text_encoder import PromptTokenizer
 from training.autoencoder import load_average
 from training.checkpoints import Average, Run
 from training.data import STYLES, Concept, read_concepts
-from training.families import POSED_SIZE, Family, Sample, draw_background, draw_sample, shown_styles, word_sample
+from training.distill import GUIDANCE, guide
+from training.families import (
+    DEFAULT_GRID,
+    POSED_SIZE,
+    Family,
+    Sample,
+    draw_background,
+    draw_sample,
+    shown_styles,
+    word_sample,
+)
 from training.finetune import SHIPPED, load_shipped
 from training.flow import KINDS, Batch, Pool, compile_blocks
 from training.model import MiniModel
@@ -39,7 +50,8 @@ from training.wording import caption, word_noun
 
 THINGS = 300  # the first in the list, which the weights that ship know
 STYLES_KNOWN = 3
-SHARES = {"plain": 0.22, "text": 0.12, "edit": 0.58, "layout": 0.08}
+SHARES = {"plain": 0.28, "text": 0.36, "edit": 0.32, "layout": 0.04}
+FAVOURED_GRIDS = {DEFAULT_GRID: 2.0, SQUARE: 0.7}  # beside other aspects, in captions
 TAUGHT = ("background", "mirror", "tone", "recolour", "place")  # few changes, so that there is time for each
 FAVOURED_EDITS = {"tone": 4.0, "recolour": 3.0}  # five tones, and ten colours
 TEXT_BATCH, TEXT_RATE, HEADS_RATE = 64, 4e-4, 2e-3
@@ -175,25 +187,22 @@ def is_taught(sample: Sample, scenes: Sequence[Scene]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Some samples of one shape, and those among them that are known already, in the words in which they are."""
+    """Some samples of one shape, and captions also in words that are known, with how far beyond those to go."""
 
     batch: Batch
     known: Batch
-    is_known: Tensor  # bool (B,)
+    guidance: float
 
 
 def draw_lesson(pool: Pool) -> Lesson:
     shape, samples = pool.choose()
     scenes, concepts = pool.scenes, pool.concepts
-    batch = pool.batch(shape, samples, [word_sample(sample, scenes, concepts, pool.rng) for sample in samples])
-    # from references it learns the true outcome, from which it was not far
-    asks = [known_words(s, scenes, concepts) if len(shape) == 1 else None for s in samples]
-    known = [(sample, words) for sample, words in zip(samples, asks, strict=True) if words]
-    return Lesson(
-        batch,
-        pool.batch(shape, *zip(*known, strict=True)) if known else batch,
-        torch.tensor([words is not None for words in asks]),
-    )
+    words = [word_sample(sample, scenes, concepts, pool.rng) for sample in samples]
+    known = [known_words(s, scenes, concepts) or asked for s, asked in zip(samples, words, strict=True)]
+    # square pictures in the style of prompts without one have been guided before
+    is_guided = shape == (SQUARE,) and all(map(pool.is_plain, samples))
+    batch = pool.batch(shape, samples, words)
+    return Lesson(batch, pool.batch(shape, samples, known), 1.0 if is_guided else GUIDANCE)
 
 
 def velocity(model: MiniModel, batch: Batch, tokens: Tensor, sigma: Tensor) -> Tensor:
@@ -203,8 +212,15 @@ def velocity(model: MiniModel, batch: Batch, tokens: Tensor, sigma: Tensor) -> T
     return predicted[:, : tokens.shape[1]].float()
 
 
-def lesson_loss(student: MiniModel, before: MiniModel, lesson: Lesson, *, follow_student: bool) -> Tensor:
-    """Compare velocities at the product's noise levels with those to the right outcome, or with what was known."""
+def guided_velocity(before: MiniModel, lesson: Lesson, pool: Pool, tokens: Tensor, sigma: Tensor) -> Tensor:
+    if lesson.guidance == 1:
+        return velocity(before, lesson.known, tokens, sigma)
+    teacher = guide(before, lesson.known, pool, lesson.guidance)
+    return teacher.velocity(tokens, lesson.known.references, sigma, lesson.known.rotary(before)).clone()
+
+
+def lesson_loss(student: MiniModel, before: MiniModel, lesson: Lesson, pool: Pool, *, follow_student: bool) -> Tensor:
+    """Compare velocities at the product's noise levels with those to the right outcome, or with guided ones."""
     batch, target = lesson.batch, lesson.batch.target
     levels = torch.tensor(sigmas(target.shape[1], KLEIN_MINI.steps)[:-1])
     sigma = levels[torch.multinomial(torch.tensor(LEVEL_SHARES), len(target), replacement=True)]
@@ -217,14 +233,15 @@ def lesson_loss(student: MiniModel, before: MiniModel, lesson: Lesson, *, follow
             tokens = noise + (width - 1) * velocity(student, batch, noise, torch.ones_like(sigma))
         else:
             tokens = torch.lerp(target, noise, width)
-        goal = (tokens - target) / width
-        if (chosen := lesson.is_known).any():
-            goal[chosen] = velocity(before, lesson.known, tokens[chosen], sigma[chosen])
+        if batch.reference_grids:
+            goal = (tokens - target) / width
+        else:
+            goal = guided_velocity(before, lesson, pool, tokens, sigma)
     return F.mse_loss(velocity(student, batch, tokens, sigma), goal)
 
 
 def train_transformer(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
-    """Learn the right outcomes at the four noise levels, and hold plain prompts to what they gave before."""
+    """Learn the right outcomes of edits at the four noise levels, and of captions what guidance makes of them."""
     torch.manual_seed(0)
     student, _, _ = load_shipped()
     before = deepcopy(student).to(FAST_DTYPE).eval().requires_grad_(False)
@@ -234,13 +251,17 @@ def train_transformer(work: Path, minutes: float, peak_rate: float = 4e-4) -> No
     for model in (student, average.module):  # which a resumed run would have as it was
         model.text_encoder.load_state_dict(load_average(work / "further_text"))  # type: ignore[union-attr]
     torch.manual_seed(run.step)
-    compile_blocks(student)
+    for model in (student, before):
+        compile_blocks(model)
     pool = Pool(work, seed=run.step, keep=is_taught, favoured_edits=FAVOURED_EDITS)
     pool.shares = [SHARES[kind] for kind in KINDS]
+    for kind in ("plain", "text"):
+        for (grid,), weights in zip(pool.shapes[kind], pool.weights[kind], strict=True):
+            weights *= FAVOURED_GRIDS.get(grid, 1.0)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.65)
         lesson = draw_lesson(pool)
-        loss = lesson_loss(student, before, lesson, follow_student=bool(pool.rng.random() < FOLLOWED_SHARE))
+        loss = lesson_loss(student, before, lesson, pool, follow_student=bool(pool.rng.random() < FOLLOWED_SHARE))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)

@@ -22,16 +22,16 @@ class GuidedTeacher:
             self._features = torch.cat([model.text_encoder(*captions), model.text_encoder(*blanks)])
 
     @torch.inference_mode()
-    def velocity(self, tokens: Tensor, references: Tensor, sigma: float, rotary: Rotary) -> Tensor:
-        """Give the guided velocity (B, N, C) at `tokens`, float32."""
+    def velocity(self, tokens: Tensor, references: Tensor, sigma: Tensor, rotary: Rotary) -> Tensor:
+        """Give the guided velocity (B, N, C) at `tokens` of noise levels `sigma` (B,), float32."""
         image = torch.cat([tokens, references], dim=1).to(self._features.dtype)
-        times = torch.full((2 * len(tokens),), sigma)
-        both = self._model.transformer(torch.cat([image, image]), self._features, times, rotary)
+        both = self._model.transformer(torch.cat([image, image]), self._features, torch.cat([sigma, sigma]), rotary)
         with_caption, without = both[:, : tokens.shape[1]].float().chunk(2)
         return torch.lerp(without, with_caption, self._guidance)
 
     def walk(self, tokens: Tensor, references: Tensor, levels: Sequence[float], rotary: Rotary) -> Tensor:
         """Take Euler steps from levels[0] to levels[-1]."""
         for here, there in pairwise(levels):
-            tokens = tokens + (there - here) * self.velocity(tokens, references, here, rotary)
+            sigma = torch.full((len(tokens),), here)
+            tokens = tokens + (there - here) * self.velocity(tokens, references, sigma, rotary)
         return tokens

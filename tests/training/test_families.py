@@ -1,5 +1,6 @@
 """Check that every edit pair differs in what was asked for, and in nothing else."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from training.data import STYLES, is_held_out, read_concepts
 from training.families import (
+    DEFAULT_GRID,
     POSED_SIZE,
     Family,
     draw_family,
@@ -20,7 +22,7 @@ from training.families import (
     word_sample,
 )
 from training.people import draw_people
-from training.scenes import SQUARE, Scene
+from training.scenes import SQUARE, VISIBLE, Scene
 
 
 def references(family: Family) -> Iterator[tuple[Scene, Scene, str]]:
@@ -66,9 +68,11 @@ def test_edits_of_one_thing_differ_only_in_what_was_asked() -> None:
     assert len(seen) == 8
 
 
-def test_portraits_show_a_thing_in_every_style_on_white_and_elsewhere() -> None:
+def test_portraits_show_a_thing_in_every_style_on_white_and_elsewhere_and_in_every_aspect() -> None:
     family = portraits(5, [0, 2, 3], np.random.default_rng(0))
     described = [family.scenes[sample.target] for sample in family.samples if sample.change is None]
+    shown = Counter((scene.things[0].style, scene.grid) for scene in described)
+    assert shown == {(style, grid): 1 + (grid in (SQUARE, DEFAULT_GRID)) for style in (0, 2, 3) for grid in VISIBLE}
     assert {s.things[0].style for s in described if (s.background, s.grid) == ("white", SQUARE)} == {0, 2, 3}
     assert {s.things[0].size for s in described} == {POSED_SIZE}
     for before, after, change in references(family):

@@ -39,8 +39,10 @@ from training import (
 from training.art import HELD_OUT_PHOTOS
 from training.autoencoder import load_average
 from training.data import EMOJIBASE, SKIN_TONES, SPRITE_PX, STYLES
+from training.distill import GUIDANCE
 from training.finetune import SHIPPED
 from training.model import load_model
+from training.scenes import SQUARE
 from training.wording import Edit
 
 THINGS, PEOPLE = 24, 1
@@ -157,6 +159,10 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path,
     pool.build(work, families=8, seed=0, things=THINGS - 1)
     index = json.loads((work / "pool" / "samples.json").read_text())
     assert {thing["concept"] for scene in index["scenes"] for thing in scene["things"]} == set(range(THINGS - 1))
+    drawn_from = flow.Pool(work, keep=further.is_taught)
+    captions = [lesson for _ in range(40) if not (lesson := further.draw_lesson(drawn_from)).batch.reference_grids]
+    assert {(lesson.batch.grid == SQUARE, lesson.guidance) for lesson in captions} >= {(True, 1), (False, GUIDANCE)}
+    assert (False, 1) not in {(lesson.batch.grid == SQUARE, lesson.guidance) for lesson in captions}
     further.train_text(work, MINUTES)
     further.train_transformer(work, MINUTES)
     for run in ("further_text", "further"):
