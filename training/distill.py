@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
@@ -57,7 +57,7 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         average.update(student)
 
 
-def guide(model: MiniModel, batch: Batch, pool: Pool, guidance: float = GUIDANCE) -> GuidedTeacher:
+def guide(model: MiniModel, batch: Batch, pool: Pool, guidance: float | Tensor = GUIDANCE) -> GuidedTeacher:
     """Guide the model away from what it draws without a caption."""
     ids, mask = pool.tokenizer.encode([""] * len(batch.ids))
     padding = (0, batch.ids.shape[1] - ids.shape[1])
