@@ -16,6 +16,8 @@ FIGURES = (  # what klein-mini's card calls it; its group; its names there; the 
     ("within the judge's first five", "by_name", ("top_5",), None),
     ("one of the 300 commonest things so: named first", "common", ("top_1",), None),
     ("within the first five", "common", ("top_5",), None),
+    ("one thing so in landscape, the default: named first", "by_name_landscape", ("top_1",), None),
+    ("within the first five", "by_name_landscape", ("top_5",), None),
     ("one thing in a style it was shown in: named first", "seen", ("top_1",), 0.90),
     ("within the first five", "seen", ("top_5",), 0.97),
     ("one thing in a style it was never shown in: named first", "held_out", ("top_1",), 0.70),

@@ -24,13 +24,13 @@ from openklein.engine.weights import load_card, load_pipeline
 from training.bench import Bench, Case, Verdicts, shrink
 from training.data import STYLES, Concept
 from training.export import export
-from training.families import POSED_SIZE, Family, Sample, changed_scenes, joined_things, two_things, word_sample
+from training.families import Family, Sample, changed_scenes, counted, joined_things, moved, two_things, word_sample
 from training.fidelity import photographs, round_trips
 from training.flow import COMMON_THINGS
 from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
 from training.model import load_model
 from training.people import draw_people
-from training.scenes import COLOURS, SQUARE, Scene, Thing, arrange, default_style
+from training.scenes import COLOURS, POSED_SIZE, SQUARE, Scene, Thing, arrange, default_style, halved
 from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -60,11 +60,14 @@ def one_thing(bench: Bench, group: str, *, held_out: bool = False) -> Shares:
     return name_things(bench, group, [Case(named(bench, *pair), alone(*pair)) for pair in pairs])
 
 
-def by_name(bench: Bench, group: str, among: Sequence[int], name: Callable[[Concept], str]) -> Shares:
+def by_name(
+    bench: Bench, group: str, among: Sequence[int], name: Callable[[Concept], str], aspect: str = "square"
+) -> Shares:
     """Ask for things by a name alone, in the style that they get without one."""
     chosen = bench.rng.permutation(among)[: bench.size]
     things = [(bench.concepts[i], alone(i, default_style(bench.concepts[i]))) for i in chosen]
-    return name_things(bench, group, [Case(word_noun(name(concept).lower()), scene) for concept, scene in things])
+    cases = [Case(word_noun(name(concept).lower()), scene, aspect=aspect) for concept, scene in things]
+    return name_things(bench, group, cases)
 
 
 def teacher(bench: Bench) -> Shares:
@@ -102,7 +105,7 @@ def two_side_by_side(bench: Bench) -> Shares:
     """Ask for two things side by side; look for each on its own side, and on either."""
     cases = []
     for (one, style), (two, _) in zip(bench.pairs(), bench.pairs(), strict=True):
-        things = (Thing(one, style, 0.47, x=0.26), Thing(two, style, 0.47, x=0.74))
+        things = arrange([Thing(one, style, POSED_SIZE), Thing(two, style, POSED_SIZE)], "row", SQUARE)
         left, right = (word_noun(bench.concepts[i].label.lower()) for i in (one, two))
         cases.append(Case(f"{left} to the left of {right}", Scene(things, "white", SQUARE)))
     results = bench.run(cases, "pairs")
@@ -119,9 +122,9 @@ def counts(bench: Bench) -> Shares:
     cases = []
     for number, (thing, _) in enumerate(bench.pairs()):
         count, noun = 1 + number % 4, bench.concepts[thing].label.lower()
-        things = [Thing(thing, default_style(bench.concepts[thing]), POSED_SIZE)] * count
+        one = alone(thing, default_style(bench.concepts[thing]))
         prompt = f"{NUMBERS[count]} {noun if count == 1 else plural(noun)}"
-        cases.append(Case(prompt, Scene(arrange(things, "row", SQUARE), "white", SQUARE)))
+        cases.append(Case(prompt, one if count == 1 else counted(one.things[0], count, "white")))
     results = bench.run(cases, "counts")
     right = [
         count_parts(np.asarray(result)) == count_parts(np.asarray(bench.picture(case.target)))
@@ -155,6 +158,9 @@ def edit_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
             if psnr(bench.paint(after), bench.paint(base)) < UNCHANGED_PSNR_DB:  # as a mirrored ball is not
                 prompt = word_edit(change, base, after, bench.concepts, bench.rng)  # type: ignore[arg-type]
                 yield (after.tone or change), Case(prompt, after, (base,))
+        small = replace(base, things=(halved(base.things[0]),))  # which leaves room
+        after = moved(small, bench.rng)
+        yield "move", Case(word_edit("move", small, after, bench.concepts, bench.rng), after, (small,))
         one, two = bench.pairs()[:2]
         for family in (two_things([(thing, style), one, two], bench.rng), joined_things([one, two], [], bench.rng)):
             for sample in family.samples:
@@ -277,6 +283,7 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
         "references": references(bench),
         "aspects": aspects(bench),
         "by_name": by_name(bench, "by_name", every, lambda c: c.label),
+        "by_name_landscape": by_name(bench, "by_name_landscape", every, lambda c: c.label, "landscape"),
         "common": by_name(bench, "common", every[:COMMON_THINGS], lambda c: c.label),
     }
     if bench.pipeline:

@@ -6,16 +6,26 @@ from typing import get_args
 
 import numpy as np
 
-from openklein.contract import DEFAULT_ASPECT_RATIO, RESOLUTIONS
 from openklein.engine.tokens import Grid
 from training.data import STYLES, Concept, is_held_out
-from training.scenes import COLOURS, PLACES, SQUARE, VISIBLE, Layout, Scene, Thing, Tone, arrange, grid_of
-from training.wording import BIG, Edit, Join, caption, word_edit, word_join, word_layout
+from training.scenes import (
+    COLOURS,
+    DEFAULT_GRID,
+    PLACES,
+    POSED_SIZE,
+    SQUARE,
+    VISIBLE,
+    Layout,
+    Scene,
+    Thing,
+    Tone,
+    arrange,
+    halved,
+)
+from training.wording import Edit, Join, caption, word_edit, word_join, word_layout
 
-POSED_SIZE = 0.84  # captions describe things in one pose, centred at this size; edits see them in any
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
-DEFAULT_GRID = grid_of(*RESOLUTIONS[DEFAULT_ASPECT_RATIO])
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +143,9 @@ def one_thing(concept: int, styles: list[int], posed: bool, rng: np.random.Gener
             family.samples.append(Sample(plain, (after,), change))
         if posed and change in ("recolour", "resize"):
             described.append(after)
+        if change == "resize":
+            family.samples.append(Sample(plain, (after,), change))
+            family.samples += [Sample(family.add(moved(scene, rng)), (after,), "move") for _ in range(2)]
     if posed:
         family.samples += [Sample(i) for i in described]
     return family
@@ -167,23 +180,24 @@ def changed_scenes(base: Scene, rng: np.random.Generator) -> Iterator[tuple[Edit
     yield "tone", replace(base, tone=tones[rng.integers(len(tones))])
     yield "rotate", replace(base, quarter_turns=int(rng.integers(1, 4)))
     yield "recolour", replace(base, things=(replace(thing, tint=draw_tint(rng)),))
-    bigger = thing.size < 0.6 or (thing.size < BIG and rng.random() < 0.3)
-    yield "resize", replace(base, things=(replace(thing, size=0.96 if bigger else 0.45, x=0.5, y=0.5),))
-    side = float(rng.choice((-0.24, 0.24)))
-    moved = replace(thing, x=thing.x + side) if rng.random() < 0.5 else replace(thing, y=thing.y + side)
-    yield "move", replace(base, things=(moved,))
+    yield "resize", replace(base, things=(halved(thing),))
+
+
+def moved(scene: Scene, rng: np.random.Generator) -> Scene:
+    """Move the one thing of a square scene, which leaves room, half a slot up, down or to a side."""
+    (thing,), step = scene.things, float(rng.choice((-0.25, 0.25)))
+    there = replace(thing, x=thing.x + step) if rng.random() < 0.5 else replace(thing, y=thing.y + step)
+    return replace(scene, things=(there,))
 
 
 def stand(first: Thing, second: Thing, rng: np.random.Generator) -> tuple[Thing, Thing]:
     """Place two things beside, above or in front of each other."""
-    match int(rng.choice(4, p=(0.5, 0.15, 0.15, 0.2))):
+    match int(rng.choice(3, p=(0.6, 0.25, 0.15))):
         case 0:
-            return replace(first, size=0.47, x=0.26), replace(second, size=0.47, x=0.74)
+            return halved(first, right=-0.5), halved(second, right=0.5)
         case 1:
-            return replace(first, size=0.47, y=0.26), replace(second, size=0.47, y=0.74)
-        case 2:
-            return replace(first, size=0.72, y=0.42), replace(second, size=0.42, y=0.74)
-    return replace(first, size=0.6, x=0.32), replace(second, size=0.32, x=0.82, y=0.62)
+            return halved(first, down=-0.5), halved(second, down=0.5)
+    return first, halved(second, down=0.5)
 
 
 def two_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Family:
@@ -196,8 +210,7 @@ def two_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Family
     second = family.add(Scene((b,), background, SQUARE))
     swapped = family.add(Scene((a, replace(three, size=b.size, x=b.x, y=b.y)), background, SQUARE))
     tinted = family.add(Scene((a, replace(b, tint=draw_tint(rng))), background, SQUARE))
-    wide_a, wide_b = arrange([one, two], "row", (6, 11))
-    wide = family.add(Scene((wide_a, wide_b), background, (6, 11)))
+    wide = family.add(Scene(arrange([one, two], "row", DEFAULT_GRID), background, DEFAULT_GRID))
     family.samples += [Sample(i) for i in (both, swapped, tinted, wide)]
     family.samples += [
         Sample(both, (first,), "add"),
@@ -213,10 +226,13 @@ def many_of_a_kind(concept: int, style: int, rng: np.random.Generator) -> Family
     """Draw one to four of a thing."""
     family, background = Family(), draw_background(rng)
     thing = Thing(concept, style, POSED_SIZE, tint=draw_tint(rng) if rng.random() < 0.2 else "")
-    for count in (2, 3, 4):
-        layout: Layout = "row" if rng.random() < 0.5 else "grid"
-        family.samples.append(Sample(family.add(Scene(arrange([thing] * count, layout, SQUARE), background, SQUARE))))
+    family.samples += [Sample(family.add(counted(thing, n, background))) for n in (2, 3, 4)]
     return family
+
+
+def counted(thing: Thing, count: int, background: str) -> Scene:
+    """Show two to four of a thing, in slots."""
+    return Scene(arrange([thing] * count, "grid", SQUARE), background, SQUARE)
 
 
 def joined_things(pairs: list[tuple[int, int]], styles: list[int], rng: np.random.Generator) -> Family:
@@ -225,10 +241,11 @@ def joined_things(pairs: list[tuple[int, int]], styles: list[int], rng: np.rando
     behind = draw_background(rng)
     one, two = (Thing(concept, style, POSED_SIZE) for concept, style in pairs)
     source = family.add(Scene((one,), draw_background(rng), SQUARE))
-    scene = family.add(Scene((replace(two, size=0.6, x=0.32),), behind, SQUARE))
+    beside = halved(two, right=-0.5)
+    scene = family.add(Scene((beside,), behind, SQUARE))
     alone = family.add(Scene((two,), behind, SQUARE))
-    inserted = (replace(two, size=0.6, x=0.32), replace(one, size=0.34, x=0.81, y=0.62))
-    stacked = (replace(two, size=0.47, y=0.74), replace(one, size=0.47, y=0.26))
+    inserted = (beside, halved(one, right=0.5))
+    stacked = (halved(two, down=0.5), halved(one, down=-0.5))
     placed = family.add(Scene((one,), behind, SQUARE))
     family.samples += [
         Sample(family.add(Scene(inserted, behind, SQUARE)), (source, scene), "insert"),
@@ -250,7 +267,7 @@ def several_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Fa
     for thing in things:
         family.samples.append(Sample(family.add(Scene((thing,), draw_background(rng), SQUARE))))
     layout: Layout = "grid" if len(things) > 2 and rng.random() < 0.5 else "row"
-    grid: Grid = SQUARE if rng.random() < 0.4 else (6, 11)
+    grid = SQUARE if layout == "grid" or rng.random() < 0.5 else DEFAULT_GRID
     names = list(COLOURS)
     background = "white" if rng.random() < 0.6 else names[rng.integers(len(names))]
     target = family.add(Scene(arrange(things, layout, grid), background, grid))
@@ -259,18 +276,19 @@ def several_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Fa
 
 
 def draw_family(number: int, order: list[int], styles: list[list[int]], rng: np.random.Generator) -> Family:
-    """Take things off `order` for one family; of eight, four show one thing and four show several."""
+    """Take things off `order` for one family; of eight, three show one thing and five show several."""
 
     def take(count: int, *, alike: bool = False) -> list[tuple[int, int]]:
         chosen = [order.pop() for _ in range(count)]
-        style = int(rng.choice(styles[chosen[0]]))
+        first = styles[chosen[0]]  # the one that it gets without a style most often
+        style = first[0] if alike and rng.random() < 0.6 else int(rng.choice(first))
         return [(c, style if alike and style in styles[c] else int(rng.choice(styles[c]))) for c in chosen]
 
     match number % 8:
-        case 4:
+        case 3 | 4:
             return two_things(take(3, alike=True), rng)
         case 5:
-            return many_of_a_kind(*take(1)[0], rng)
+            return many_of_a_kind(*take(1, alike=True)[0], rng)
         case 6:
             return several_things(take(int(rng.integers(2, 5))), rng)
         case 7:

@@ -29,8 +29,6 @@ from training.checkpoints import Average, Run
 from training.data import STYLES, Concept, read_concepts
 from training.distill import GUIDANCE, guide
 from training.families import (
-    DEFAULT_GRID,
-    POSED_SIZE,
     Family,
     Sample,
     draw_background,
@@ -43,7 +41,7 @@ from training.flow import KINDS, Batch, Pool, compile_blocks
 from training.model import MiniModel
 from training.people import draw_people
 from training.precision import FAST_DTYPE, autocast
-from training.scenes import COLOURS, SQUARE, Scene, Thing, default_style
+from training.scenes import COLOURS, DEFAULT_GRID, POSED_SIZE, SQUARE, Scene, Thing, default_style
 from training.synonyms import with_synonyms
 from training.text import Reader, classes_of
 from training.wording import caption, word_noun

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 
 from training.data import SKIN_TONES, Concept, skin_row
-from training.families import POSED_SIZE, Family, Sample, draw_background
-from training.scenes import SQUARE, Scene, Thing
+from training.families import Family, Sample, draw_background
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 
 
 def skins(concept: int, person: int, style: int, rng: np.random.Generator) -> Family:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from openklein.contract import RESOLUTIONS
+from openklein.contract import DEFAULT_ASPECT_RATIO, RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.mini_autoencoder import CANVAS_SCALE
 from openklein.engine.tokens import Grid
@@ -66,6 +66,9 @@ def visible_sizes() -> dict[Grid, tuple[int, int]]:
 
 VISIBLE = visible_sizes()
 SQUARE: Grid = grid_of(*RESOLUTIONS["square"])
+DEFAULT_GRID: Grid = grid_of(*RESOLUTIONS[DEFAULT_ASPECT_RATIO])
+POSED_SIZE = 0.84375  # captions describe a thing in one pose: centred, at this share of the shorter side
+SLOT_PX = VISIBLE[SQUARE][0] // 2  # beside others it has half the size that it has in a square, amid whole tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,12 @@ class Scene:
     def mirror(self) -> "Scene":
         things = tuple(replace(t, x=1 - t.x, mirrored=not t.mirrored) for t in self.things)
         return replace(self, things=things)
+
+
+def share_of_things(scene: Scene) -> float:
+    """Give the share of the whole canvas that the sprites take up."""
+    height, width = (CANVAS_TOKEN_PX * n for n in scene.grid)
+    return sum((thing.size * min(VISIBLE[scene.grid])) ** 2 for thing in scene.things) / (height * width)
 
 
 def paint_background(background: str, height: int, width: int) -> Floats:
@@ -172,14 +181,31 @@ def paint(scene: Scene, sprites: NDArray[np.uint8]) -> Pixels:
     return mask_and_paint(scene, sprites)[0]
 
 
+def halved(thing: Thing, right: float = 0.0, down: float = 0.0) -> Thing:
+    """Shrink a square picture's thing with all around it to half, and set it off the middle by so many slots.
+
+    Where that moves it by whole tokens, two by two tokens become one each, in one place as in any other.
+    """
+    return replace(thing, size=thing.size / 2, x=0.25 + (thing.x + right) / 2, y=0.25 + (thing.y + down) / 2)
+
+
 def arrange(things: list[Thing], layout: Layout, grid: Grid) -> tuple[Thing, ...]:
-    """Lay things out from left to right in one row, or in two rows."""
+    """Lay things out from left to right in one row, or in two rows: in slots where those fit, else smaller."""
     seen_height, seen_width = VISIBLE[grid]
     columns = len(things) if layout == "row" else ceil(sqrt(len(things)))
     rows = ceil(len(things) / columns)
-    size = 0.86 * min(seen_width / columns, seen_height / rows) / min(seen_width, seen_height)
+    cell = min(seen_width / columns, seen_height / rows)
+    size = POSED_SIZE * min(cell, SLOT_PX) / min(seen_width, seen_height)
+    apart_x, apart_y = seen_width / columns, seen_height / rows
+    if cell >= SLOT_PX:  # slots of whole tokens
+        apart_x = CANVAS_TOKEN_PX * (apart_x // CANVAS_TOKEN_PX)
     return tuple(
-        replace(t, size=size, x=(i % columns + 0.5) / columns, y=(i // columns + 0.5) / rows)
+        replace(
+            t,
+            size=size,
+            x=0.5 + (i % columns - (columns - 1) / 2) * apart_x / seen_width,
+            y=0.5 + (i // columns - (rows - 1) / 2) * apart_y / seen_height,
+        )
         for i, t in enumerate(things)
     )
 

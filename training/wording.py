@@ -234,10 +234,13 @@ def word_change_of_things(
 ) -> str:
     """Ask for another colour, thing, place or size; what changes is where the two scenes differ."""
     if change == "add":
-        new = after.things[-1]
-        side = "on the left" if new.x < 0.5 else "on the right"
+        (*_, old, new) = after.things
         noun = with_article(word_concept(concepts[new.concept], rng))
-        return pick(rng, f"add {noun} {side}", f"put {noun} {side}", f"add {noun}", f"add {noun} next to it")
+        if new.x > old.x:
+            where = pick(rng, "on the right", "to the right", "next to it", "")
+        else:
+            where = pick(rng, "in front of it", "in front") if new.size < old.size else pick(rng, "below it", "below")
+        return f"{pick(rng, 'add', 'put')} {noun} {where}".rstrip() if where else f"add {noun}"
     if change == "remove":
         gone = next(t for t in before.things if t not in after.things)
         noun = word_concept(concepts[gone.concept], rng)
@@ -254,8 +257,8 @@ def word_change_of_things(
         other = with_article(word_concept(concepts[new.concept], rng))
         return pick(rng, f"replace {it} with {other}", f"turn {it} into {other}", f"change {it} to {other}")
     if change == "resize":
-        words = ("smaller", "little") if new.size < old.size else ("bigger", "larger")
-        return pick(rng, f"make {it} {words[0]}", f"make {it} {words[1]}")
+        words = ("smaller", "little", "half as big") if new.size < old.size else ("bigger", "larger", "twice as big")
+        return f"make {it} {pick(rng, *words)}"
     where = (
         ("to the left" if new.x < old.x else "to the right") if new.x != old.x else "up" if new.y < old.y else "down"
     )

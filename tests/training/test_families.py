@@ -8,9 +8,8 @@ import numpy as np
 
 from training.data import STYLES, is_held_out, read_concepts
 from training.families import (
-    DEFAULT_GRID,
-    POSED_SIZE,
     Family,
+    counted,
     draw_family,
     draw_sample,
     joined_things,
@@ -22,7 +21,7 @@ from training.families import (
     word_sample,
 )
 from training.people import draw_people
-from training.scenes import SQUARE, VISIBLE, Scene
+from training.scenes import DEFAULT_GRID, POSED_SIZE, SQUARE, VISIBLE, Scene, Thing, halved
 
 
 def references(family: Family) -> Iterator[tuple[Scene, Scene, str]]:
@@ -65,6 +64,8 @@ def test_edits_of_one_thing_differ_only_in_what_was_asked() -> None:
             x = undone.things[0].x  # mirroring twice may round
             assert replace(undone, things=(replace(undone.things[0], x=before.things[0].x),)) == before
             assert abs(x - before.things[0].x) < 1e-9
+            if change == "resize":
+                assert after.things[0] == halved(before.things[0]) or before.things[0] == halved(after.things[0])
     assert len(seen) == 8
 
 
@@ -88,6 +89,7 @@ def test_a_move_keeps_the_size_and_goes_one_way() -> None:
                 old, new = before.things[0], after.things[0]
                 assert new.size == old.size
                 assert (new.x == old.x) != (new.y == old.y)
+                assert all(new.size / 2 <= side <= 1 - new.size / 2 for side in (new.x, new.y))
 
 
 def test_edits_of_two_things_leave_the_other_as_it_was() -> None:
@@ -145,8 +147,8 @@ def test_every_sample_can_be_worded() -> None:
 def test_families_take_turns_at_what_they_show() -> None:
     styles, rng = [[0, 1]] * 30, np.random.default_rng(0)
     changes = [{s.change for s in draw_family(n, list(range(30)), styles, rng).samples} for n in range(8)]
-    assert all("mirror" in changes[n] for n in range(4))
-    assert "add" in changes[4]
+    assert all("mirror" in changes[n] for n in range(3))
+    assert all("add" in changes[n] for n in (3, 4))
     assert changes[5] == {None}
     assert changes[6] & {"row", "grid"}
     assert "insert" in changes[7]
@@ -159,7 +161,12 @@ def test_captions_describe_one_pose_alone() -> None:
             described = [family.scenes[s.target].things[0] for s in family.samples if not s.references]
             assert bool(described) == posed
             assert {(t.x, t.y, t.mirrored) for t in described} <= {(0.5, 0.5, False)}
-            assert {t.size for t in described} <= {POSED_SIZE, 0.45, 0.96}
+            assert {t.size for t in described} <= {POSED_SIZE, POSED_SIZE / 2}
+
+
+def test_as_many_are_shown_as_are_counted() -> None:
+    for count in (2, 3, 4):
+        assert len({(t.x, t.y) for t in counted(Thing(5, 0, POSED_SIZE), count, "white").things}) == count
 
 
 def test_several_things_keep_their_order_and_style() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from training.data import Concept
-from training.families import POSED_SIZE, Sample
+from training.families import Sample
 from training.further import at_ends, draw_renamed, is_taught, known_words
-from training.scenes import SQUARE, Scene, Thing
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 
 CONCEPTS = [Concept("Apple", ("fruit",))]
 APPLE = Thing(0, 0, POSED_SIZE)

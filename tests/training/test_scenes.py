@@ -11,7 +11,9 @@ from training.data import is_held_out, read_concepts
 from training.scenes import (
     CANVAS_TOKEN_PX,
     COLOURS,
+    DEFAULT_GRID,
     PLACES,
+    POSED_SIZE,
     SQUARE,
     VISIBLE,
     Layout,
@@ -19,8 +21,10 @@ from training.scenes import (
     Thing,
     arrange,
     grid_of,
+    halved,
     mask_and_paint,
     paint,
+    share_of_things,
 )
 
 
@@ -75,6 +79,38 @@ def test_arranged_things_never_touch_and_stay_visible(grid: Grid) -> None:
             for other in arranged[i + 1 :]:
                 apart = max(abs(thing.x - other.x) * width, abs(thing.y - other.y) * height)
                 assert apart >= side
+
+
+def test_a_halved_thing_stands_the_same_on_its_tokens_in_every_slot(sprites: np.ndarray) -> None:
+    posed, slot = Thing(0, 0, POSED_SIZE), 4 * CANVAS_TOKEN_PX
+
+    def shown(scene: Scene, row: int, column: int) -> np.ndarray:
+        top, left = row * CANVAS_TOKEN_PX, column * CANVAS_TOKEN_PX
+        return paint(scene, sprites)[top : top + slot, left : left + slot]
+
+    middle = shown(Scene((halved(posed),), "white", SQUARE), 2, 2)
+    assert (middle != 255).any(-1).sum() == (paint(Scene((halved(posed),), "white", SQUARE), sprites) != 255).any(
+        -1
+    ).sum()
+    corner = Scene((halved(posed, right=0.5, down=-0.5),), "white", SQUARE)
+    assert (shown(corner, 0, 4) == middle).all()
+    for grid, row, columns in ((SQUARE, 2, (0, 4)), (DEFAULT_GRID, 1, (1, 6))):
+        both = Scene(arrange([posed, posed], "row", grid), "white", grid)
+        assert all((shown(both, row, column) == middle).all() for column in columns)
+
+
+def test_what_is_halved_is_the_picture_at_half_its_size(sprites: np.ndarray) -> None:
+    scene = Scene((Thing(0, 0, 0.5, x=0.375, y=0.625),), "white", SQUARE)
+    whole, small = (
+        paint(replace(scene, things=(t,)), sprites).astype(int) for t in (scene.things[0], halved(scene.things[0]))
+    )
+    assert np.abs(small[64:192, 64:192] - whole.reshape(128, 2, 128, 2, 3).mean((1, 3))).mean() < 2
+
+
+def test_things_take_up_what_their_sprites_cover() -> None:
+    posed = Thing(0, 0, 0.5)
+    assert share_of_things(Scene((posed,), "white", SQUARE)) == 0.25
+    assert share_of_things(Scene((posed, posed), "white", grid_of(1344, 768))) == 2 * 96**2 / (192 * 352)
 
 
 def test_visible_part_fits_every_aspect_ratio() -> None:
