@@ -52,6 +52,25 @@ def test_sizes_are_named_for_what_stands_alone() -> None:
         assert all(any(word in text for word in words) for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "places", "others"),
+    [
+        (Thing(0, 0, 0.4, x=0.25), Thing(1, 0, 0.4, x=0.75), ("right", "next to"), ("below", "front")),
+        (Thing(0, 0, 0.4, y=0.25), Thing(1, 0, 0.4, y=0.75), ("below",), ("right", "next to", "front")),
+        (Thing(0, 0, 0.8), Thing(1, 0, 0.4, y=0.75), ("front",), ("right", "next to", "below")),
+    ],
+)
+def test_what_is_added_is_asked_for_where_it_stands(
+    first: Thing, second: Thing, places: tuple[str, ...], others: tuple[str, ...]
+) -> None:
+    rng, before = np.random.default_rng(0), Scene((first,), "white", SQUARE)
+    after = replace(before, things=(first, second))
+    texts = [word_edit("add", before, after, CONCEPTS, rng) for _ in range(60)]
+    assert all("a dog" in text for text in texts)
+    assert all(any(place in text for text in texts) for place in places)
+    assert not any(place in text for text in texts for place in others)
+
+
 def test_instructions_name_their_outcome() -> None:
     rng = np.random.default_rng(0)
     before = Scene((Thing(0, 0, 0.5, x=0.3), Thing(1, 0, 0.3, x=0.8)), "white", SQUARE)
