@@ -104,12 +104,6 @@ class Scene:
         return replace(self, things=things)
 
 
-def share_of_things(scene: Scene) -> float:
-    """Give the share of the whole canvas that the sprites take up."""
-    height, width = (CANVAS_TOKEN_PX * n for n in scene.grid)
-    return sum((thing.size * min(VISIBLE[scene.grid])) ** 2 for thing in scene.things) / (height * width)
-
-
 def paint_background(background: str, height: int, width: int) -> Floats:
     """Draw a plain colour, a gradient `red to blue`, two halves `red and blue`, or a place."""
     rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]

@@ -240,7 +240,7 @@ def word_change_of_things(
             where = pick(rng, "on the right", "to the right", "next to it", "")
         else:
             where = pick(rng, "in front of it", "in front") if new.size < old.size else pick(rng, "below it", "below")
-        return f"{pick(rng, 'add', 'put')} {noun} {where}".rstrip() if where else f"add {noun}"
+        return f"{pick(rng, 'add', 'put')} {noun} {where}" if where else f"add {noun}"
     if change == "remove":
         gone = next(t for t in before.things if t not in after.things)
         noun = word_concept(concepts[gone.concept], rng)

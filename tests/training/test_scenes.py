@@ -24,7 +24,6 @@ from training.scenes import (
     halved,
     mask_and_paint,
     paint,
-    share_of_things,
 )
 
 
@@ -105,12 +104,6 @@ def test_what_is_halved_is_the_picture_at_half_its_size(sprites: np.ndarray) -> 
         paint(replace(scene, things=(t,)), sprites).astype(int) for t in (scene.things[0], halved(scene.things[0]))
     )
     assert np.abs(small[64:192, 64:192] - whole.reshape(128, 2, 128, 2, 3).mean((1, 3))).mean() < 2
-
-
-def test_things_take_up_what_their_sprites_cover() -> None:
-    posed = Thing(0, 0, 0.5)
-    assert share_of_things(Scene((posed,), "white", SQUARE)) == 0.25
-    assert share_of_things(Scene((posed, posed), "white", grid_of(1344, 768))) == 2 * 96**2 / (192 * 352)
 
 
 def test_visible_part_fits_every_aspect_ratio() -> None:
