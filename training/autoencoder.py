@@ -29,7 +29,7 @@ from openklein.engine.mini_autoencoder import (
 from training.art import load_art, load_photos
 from training.checkpoints import Average, Run
 from training.data import STYLES, is_held_out, load_sprites, read_concepts
-from training.precision import autocast
+from training.precision import DEVICE, autocast
 
 CANVAS_PX = 256
 LATENT_NOISE = 0.05
@@ -140,7 +140,9 @@ def full_loss(model: MiniAutoencoder, image: Tensor) -> tuple[Tensor, Tensor]:
 
 def load_average(run: Path) -> dict[str, Tensor]:
     """Read the averaged weights of a run."""
-    weights: dict[str, Tensor] = torch.load(run / "last.pt", weights_only=True)["parts"]["average"]["module"]
+    weights: dict[str, Tensor] = torch.load(run / "last.pt", weights_only=True, map_location="cpu")["parts"]["average"][
+        "module"
+    ]
     return weights
 
 
@@ -154,6 +156,7 @@ def train(stage: str, work: Path, minutes: float, batch: int = 16, peak_rate: fl
         spread_canvas(model.decoder[-1])
         measure = full_loss
         folder, scale, trained = work / "decoder", CANVAS_SCALE, list(model.decoder.parameters())
+    model.to(DEVICE)
     optimizer = torch.optim.AdamW(trained, peak_rate, betas=(0.9, 0.99), weight_decay=1e-3)
     average = Average(model, 0.998)
     run = Run(folder, minutes, {"model": model, "optimizer": optimizer, "average": average})
@@ -163,13 +166,13 @@ def train(stage: str, work: Path, minutes: float, batch: int = 16, peak_rate: fl
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(decay_from=0.3)
         with autocast():
-            loss, squared = compiled(model, next(stream))
+            loss, squared = compiled(model, next(stream).to(DEVICE))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update(model)
-        run.record(loss=squared.item())
+        run.record(loss=squared)
 
 
 if __name__ == "__main__":

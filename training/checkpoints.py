@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 
@@ -27,7 +27,7 @@ class Run:
         self.parts = parts  # name: anything with state_dict and load_state_dict
         self.elapsed = 0.0
         self.step = 0
-        self._losses: dict[str, list[float]] = {}
+        self._losses: dict[str, list[Tensor]] = {}
         self._ending = False
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "last.pt").exists():
@@ -68,10 +68,13 @@ class Run:
             self._log()
         self.save()
 
-    def record(self, **losses: float) -> None:
-        """Note the losses of a step; `loss` is the one that is shown."""
+    def record(self, **losses: Tensor | float) -> None:
+        """Note the losses of a step; `loss` is the one that is shown, and a nan counts as none.
+
+        Tensors are read when they are logged: until then a GPU need not be waited for.
+        """
         for name, loss in losses.items():
-            self._losses.setdefault(name, []).append(loss)
+            self._losses.setdefault(name, []).append(torch.as_tensor(loss).detach())
 
     def is_due(self, minutes: float) -> bool:
         """Tell whether so much work has been done since this was last true."""
@@ -87,14 +90,15 @@ class Run:
         os.replace(self.folder / "partial.pt", self.folder / "last.pt")
 
     def _load(self) -> None:
-        saved = torch.load(self.folder / "last.pt", weights_only=True)
+        saved = torch.load(self.folder / "last.pt", weights_only=True, map_location="cpu")
         self.step, self.elapsed = saved["step"], saved["elapsed"]
         for name, part in self.parts.items():
             part.load_state_dict(saved["parts"][name])
 
     def _log(self) -> float:
-        means = {name: round(sum(losses) / len(losses), 5) for name, losses in self._losses.items()}
-        row = {"step": self.step, "minutes": round(self.elapsed / 60, 2), **means}
+        means = {name: round(torch.stack(losses).nanmean().item(), 5) for name, losses in self._losses.items()}
+        drawn = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        row = {"step": self.step, "minutes": round(self.elapsed / 60, 2), **drawn}
         with (self.folder / "loss.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")
         self._losses.clear()

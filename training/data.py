@@ -13,7 +13,9 @@ import json
 import re
 import subprocess
 import tarfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,15 @@ class RasterSet:
         return picture.resize((SPRITE_PX, SPRITE_PX), Image.Resampling.LANCZOS)
 
 
+@cache
+def open_set(package: Path) -> VectorSet | RasterSet:
+    return RasterSet(package) if (package / "assets").exists() else VectorSet(package)
+
+
+def draw_sprite(package: Path, name: str) -> NDArray[np.uint8]:
+    return np.asarray(trim(open_set(package).draw(name)))
+
+
 def render_svg(svg: str) -> Image.Image:
     """Draw a whole SVG document, SPRITE_PX wide at most and high."""
     png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=SPRITE_PX, height=SPRITE_PX))
@@ -180,10 +191,6 @@ def build(work: Path) -> None:
     (work / "sources.json").write_text(json.dumps(sources, indent=1) + "\n", "utf-8")
     if (work / "sprites.npy").exists():
         return
-    sets: dict[str, VectorSet | RasterSet] = {
-        style: RasterSet(package) if (package / "assets").exists() else VectorSet(package)
-        for style, package in packages.items()
-    }
     concepts = read_concepts()
     labels = [concept.label for concept in concepts]
     people = [concept.label for concept in concepts if concept.varies == "skin"]
@@ -191,10 +198,15 @@ def build(work: Path) -> None:
     shape = (len(labels), len(STYLES), SPRITE_PX, SPRITE_PX, 4)
     partial = work / "sprites.partial.npy"
     sprites = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-    for row, label in enumerate(tqdm(labels, desc="rendering", mininterval=5)):
-        for column, style in enumerate(STYLES):
-            name = sets[style].find(label, hexcodes[label])
-            sprites[row, column] = np.asarray(trim(sets[style].draw(name)))
+    icons = [
+        (package, open_set(package).find(label, hexcodes[label])) for label in labels for package in packages.values()
+    ]
+    with ProcessPoolExecutor() as processes:
+        drawn = processes.map(draw_sprite, *zip(*icons, strict=True), chunksize=16)
+        for place, sprite in zip(
+            np.ndindex(shape[:2]), tqdm(drawn, "rendering", len(icons), mininterval=5), strict=True
+        ):
+            sprites[place] = sprite
     sprites.flush()
     partial.rename(work / "sprites.npy")
 

@@ -19,39 +19,41 @@ from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
+from training.batches import Batch, Latents, Pool, stream
 from training.checkpoints import Average, Run
-from training.flow import Batch, Pool, compile_blocks
+from training.flow import compile_blocks
 from training.guidance import GuidedTeacher
 from training.model import MiniModel, load_model
-from training.precision import FAST_DTYPE, autocast
+from training.precision import BATCH_SCALE, DEVICE, FAST_DTYPE, autocast
 
 SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
 GUIDANCE = 3.0
 BATCH = 16
 
 
-def captioned(batch: Batch) -> Batch:
-    """Keep samples with a caption; the others have two tokens alone."""
-    keep = (batch.mask.sum(1) > 2).nonzero().flatten()[:BATCH]
+def first(batch: Batch, count: int) -> Batch:
+    """Keep so many samples of a batch: all that the teacher has time for."""
     return Batch(
-        batch.target[keep], batch.references[keep], batch.ids[keep], batch.mask[keep], batch.grid, batch.reference_grids
-    )
+        batch.target[:count], batch.references[:count], batch.ids[:count], batch.mask[:count], batch.grid,
+        batch.reference_grids,
+    )  # fmt: skip
 
 
 def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     torch.manual_seed(0)
-    teacher_model = load_model(work / "flow").to(FAST_DTYPE).eval().requires_grad_(False)
+    teacher_model = load_model(work / "flow").to(DEVICE, FAST_DTYPE).eval().requires_grad_(False)
     student = deepcopy(teacher_model).float().requires_grad_(True).train()
     optimizer = torch.optim.AdamW(student.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.995)
     run = Run(work / "distill", minutes, {"model": student, "optimizer": optimizer, "average": average})
     torch.manual_seed(run.step + 1)
-    compile_blocks(student)
-    pool = Pool(work, seed=run.step + 1)
-    batches, rng = iter(pool), np.random.default_rng(run.step)
+    for model in (student, teacher_model):
+        compile_blocks(model)
+    pool, latents = Pool(work, seed=run.step + 1, caption_dropout=0.0), Latents(work)
+    batches, rng = stream(pool), np.random.default_rng(run.step)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.4)
-        batch = captioned(next(batches))
+        batch = first(latents.batch(next(batches)), BATCH * BATCH_SCALE)
         teacher = None if batch.reference_grids else guide(teacher_model, batch, pool)
         run.record(loss=descend(student, teacher, batch, optimizer, follow_student=bool(rng.random() < 0.5)))
         average.update(student)
@@ -73,9 +75,9 @@ def descend(
     *,
     follow_student: bool,
     substeps: Sequence[int] = SUBSTEPS,
-) -> float:
+) -> Tensor:
     """Go from noise to picture once, with an optimizer step at each level; return the mean loss."""
-    rotary = batch.rotary(student)
+    rotary = batch.rotary
     tokens, losses = torch.randn_like(batch.target), []
     levels = sigmas(tokens.shape[1], KLEIN_MINI.steps)
     for here, there, count in zip(levels[:-1], levels[1:], substeps, strict=True):
@@ -88,16 +90,16 @@ def descend(
         shown = here if torch.rand(()) < 0.5 else (1000 * torch.tensor(here).bfloat16()).item() / 1000
         with autocast():
             image = torch.cat([tokens, batch.references], dim=1)
-            times = torch.full((len(tokens),), shown)
+            times = torch.full((len(tokens),), shown, device=DEVICE)
             velocity = student(image, batch.ids, batch.mask, times, rotary)[:, : tokens.shape[1]].float()
         loss = F.mse_loss(velocity, (goal - tokens) / (there - here))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss.detach())
         tokens = tokens + (there - here) * velocity.detach() if follow_student else goal
-    return sum(losses) / len(losses)
+    return torch.stack(losses).mean()
 
 
 if __name__ == "__main__":

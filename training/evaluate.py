@@ -21,12 +21,12 @@ from openklein.contract import MINI_MODEL, RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.device import choose_device
 from openklein.engine.weights import load_card, load_pipeline
+from training.batches import COMMON_THINGS
 from training.bench import Bench, Case, Verdicts, shrink
 from training.data import STYLES, Concept
 from training.export import export
 from training.families import Family, Sample, changed_scenes, counted, joined_things, moved, two_things, word_sample
 from training.fidelity import photographs, round_trips
-from training.flow import COMMON_THINGS
 from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
 from training.model import load_model
 from training.people import draw_people

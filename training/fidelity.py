@@ -12,8 +12,8 @@ from openklein.engine.images import to_image, to_tensor
 from openklein.engine.pipeline import Pipeline
 from training.art import HELD_OUT_PHOTOS
 from training.bench import SEED, Bench, make
-from training.finetune import load_shipped
 from training.measures import psnr
+from training.model import load_shipped
 from training.precision import FAST_DTYPE
 from training.scenes import Tone, apply_tone
 

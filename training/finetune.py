@@ -15,29 +15,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from safetensors.torch import save_file
 from torch import Tensor
 
-from openklein.contract import MINI_MODEL, RESOLUTIONS
+from openklein.contract import RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.images import fit_reference, to_tensor
-from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
+from openklein.engine.mini_autoencoder import MiniAutoencoder
 from openklein.engine.text_encoder import PromptTokenizer
 from openklein.engine.tokens import Grid, pack
-from openklein.engine.weights import model_folder
+from training.batches import Batch
 from training.checkpoints import Average, Run
 from training.distill import descend
 from training.export import sixteen_bit
-from training.flow import Batch
 from training.guidance import GuidedTeacher
-from training.model import MiniModel
-from training.precision import FAST_DTYPE
+from training.model import SHIPPED, MiniModel, load_shipped
+from training.precision import DEVICE, FAST_DTYPE
 from training.showcase import PROMPTS_FILE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 BATCH = 8
-SHIPPED = model_folder(MINI_MODEL, Path("/nonexistent"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,24 +74,12 @@ def prepare(picture: Image.Image, caption: str, autoencoder: MiniAutoencoder) ->
     return Lesson(pack(latents)[0].clone(), (latents.shape[2], latents.shape[3]), caption)
 
 
-def load_shipped() -> tuple[MiniModel, MiniAutoencoder, PromptTokenizer]:
-    """Open the package's klein-mini for training, in float32."""
-    assert isinstance(KLEIN_MINI.autoencoder, MiniAutoencoderConfig)
-    files = {part: SHIPPED / names[0] for part, names in KLEIN_MINI.files.items()}
-    model, autoencoder = MiniModel(), MiniAutoencoder(KLEIN_MINI.autoencoder)
-    model.transformer.load_state_dict(load_file(files["transformer"]))
-    model.text_encoder.load_state_dict(load_file(files["text_encoder"]))
-    model.text_encoder.requires_grad_(False)
-    autoencoder.load_state_dict(load_file(files["autoencoder"]))
-    return model, autoencoder, PromptTokenizer(Tokenizer.from_file(str(files["tokenizer"])), KLEIN_MINI.text_encoder)
-
-
 def draw_batch(lessons: list[Lesson], tokenizer: PromptTokenizer, rng: np.random.Generator) -> Batch:
     """Take lessons of one shape, each shape as often as it has pictures."""
     grid = lessons[rng.integers(len(lessons))].grid
     alike = [lesson for lesson in lessons if lesson.grid == grid]
     chosen = [alike[i] for i in rng.integers(len(alike), size=BATCH)]
-    target = torch.stack([lesson.tokens for lesson in chosen])
+    target = torch.stack([lesson.tokens for lesson in chosen]).to(DEVICE)
     return Batch(target, target[:, :0], *tokenizer.encode([lesson.caption for lesson in chosen]), grid, ())
 
 
@@ -102,7 +87,7 @@ def draw_rehearsal(tokenizer: PromptTokenizer, rng: np.random.Generator) -> Batc
     """Take prompts that it knows; of the target only the shape counts."""
     prompts = PROMPTS_FILE.read_text("utf-8").splitlines()
     ids, mask = tokenizer.encode([prompts[i] for i in rng.integers(len(prompts), size=BATCH)])
-    target = torch.zeros(BATCH, 64, KLEIN_MINI.transformer.in_channels)
+    target = torch.zeros(BATCH, 64, KLEIN_MINI.transformer.in_channels, device=DEVICE)
     return Batch(target, target[:, :0], ids, mask, (8, 8), ())
 
 
@@ -110,6 +95,7 @@ def train(pictures: Path, work: Path, target: Path, minutes: float, peak_rate: f
     torch.manual_seed(0)
     student, autoencoder, tokenizer = load_shipped()
     lessons = [prepare(picture, caption, autoencoder) for picture, caption in read_pictures(pictures)]
+    student.to(DEVICE)
     before = deepcopy(student).to(FAST_DTYPE).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(student.transformer.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.99)

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset, get_worker_info
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
 from openklein.engine.text_encoder import PromptTokenizer
 from training.autoencoder import load_average
+from training.batches import KINDS, Batch, Latents, Pool, stream
 from training.checkpoints import Average, Run
 from training.data import STYLES, Concept, read_concepts
 from training.distill import GUIDANCE, guide
@@ -36,11 +38,10 @@ from training.families import (
     shown_styles,
     word_sample,
 )
-from training.finetune import SHIPPED, load_shipped
-from training.flow import KINDS, Batch, Pool, compile_blocks
-from training.model import MiniModel
+from training.flow import compile_blocks
+from training.model import SHIPPED, MiniModel, load_shipped
 from training.people import draw_people
-from training.precision import FAST_DTYPE, autocast
+from training.precision import DEVICE, FAST_DTYPE, autocast
 from training.scenes import COLOURS, DEFAULT_GRID, POSED_SIZE, SQUARE, Scene, Thing, default_style
 from training.synonyms import with_synonyms
 from training.text import Reader, classes_of
@@ -102,7 +103,7 @@ def known_words(sample: Sample, scenes: list[Scene], concepts: list[Concept]) ->
 def at_ends(features: Tensor, mask: Tensor) -> Tensor:
     """Take the features of the last token and of the padding after it, (B, POSITIONS, C)."""
     places = mask.sum(1, keepdim=True) - 1 + torch.arange(POSITIONS)
-    return features.gather(1, places[..., None].expand(-1, -1, features.shape[2]))
+    return features.gather(1, places[..., None].expand(-1, -1, features.shape[2]).to(features.device))
 
 
 def padded(tokenizer: PromptTokenizer, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -135,41 +136,71 @@ def draw_renamed(concepts: list[Concept], rng: np.random.Generator) -> Iterator[
         yield Wish(words, Sample(0), [replace(scene, things=(replace(thing, concept=number),))])
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Wishes in tokens, and those of them that are known in the words that are known."""
+
+    ids: Tensor
+    mask: Tensor
+    classes: Tensor
+    is_known: Tensor
+    known_ids: Tensor
+    known_mask: Tensor
+
+
+class Wishes(IterableDataset[Reading]):
+    """Endless batches of wishes."""
+
+    def __init__(self, concepts: list[Concept], tokenizer: PromptTokenizer, seed: int) -> None:
+        self.concepts, self.tokenizer, self.seed = concepts, tokenizer, seed
+
+    def __iter__(self) -> Iterator[Reading]:
+        worker = get_worker_info()
+        rng = np.random.default_rng((self.seed, worker.id) if worker else self.seed)
+        styles = [shown_styles(concept) for concept in self.concepts]
+        wishes = draw_wishes(self.concepts, styles, list(draw_people(self.concepts, styles, rng)), rng)
+        renamed = draw_renamed(self.concepts, rng)
+        while True:
+            most_letters = SHORT if rng.random() < SHORT_SHARE else 1000
+            drawn = [*islice(wishes, TEXT_BATCH), *islice(renamed, RENAMED_BATCH)]
+            yield self.read([wish for wish in drawn if len(wish.words) <= most_letters])
+
+    def read(self, wishes: list[Wish]) -> Reading:
+        known = [known_words(wish.sample, wish.scenes, self.concepts) for wish in wishes]
+        ids, mask = padded(self.tokenizer, [wish.words for wish in wishes])
+        known_ids, known_mask = padded(self.tokenizer, [words for words in known if words is not None])
+        classes = torch.tensor([classes_of(wish.sample, wish.scenes) for wish in wishes])
+        is_known = torch.tensor([words is not None for words in known])
+        return Reading(ids, mask, classes, is_known, known_ids, known_mask)
+
+
 def train_text(work: Path, minutes: float, things: int = THINGS) -> None:
     """Have new wordings say to the transformer what known ones of the same thing say, and tell all wishes apart."""
     torch.manual_seed(0)
     concepts = with_synonyms(read_concepts()[:things], work)
-    styles = [shown_styles(concept) for concept in concepts]
     shipped, _, tokenizer = load_shipped()
-    before, embed = shipped.text_encoder.eval(), shipped.transformer.context_embedder.requires_grad_(False)
-    reader = Reader(len(concepts))
+    before = shipped.text_encoder.eval().to(DEVICE)
+    embed = shipped.transformer.context_embedder.requires_grad_(False).to(DEVICE)
+    reader = Reader(len(concepts)).to(DEVICE)
     reader.text_encoder.load_state_dict(before.state_dict())
     groups = [{"params": reader.text_encoder.parameters()}, {"params": reader.heads.parameters()}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(reader.text_encoder, 0.99)
     run = Run(work / "further_text", minutes, {"model": reader, "optimizer": optimizer, "average": average})
-    rng = np.random.default_rng(run.step)
-    wishes = draw_wishes(concepts, styles, list(draw_people(concepts, styles, rng)), rng)
-    renamed = draw_renamed(concepts, rng)
+    wishes = stream(Wishes(concepts, tokenizer, run.step))
     for _ in run:
         for group, rate in zip(optimizer.param_groups, (TEXT_RATE, HEADS_RATE), strict=True):
             group["lr"] = rate * run.learning_rate_scale(warmup=20)
-        most_letters = SHORT if rng.random() < SHORT_SHARE else 1000
-        drawn = [*islice(wishes, TEXT_BATCH), *islice(renamed, RENAMED_BATCH)]
-        drawn = [wish for wish in drawn if len(wish.words) <= most_letters]
-        known = [known_words(wish.sample, wish.scenes, concepts) for wish in drawn]
-        is_known = torch.tensor([words is not None for words in known])
-        classes = torch.tensor([classes_of(wish.sample, wish.scenes) for wish in drawn])
-        ids, mask = padded(tokenizer, [wish.words for wish in drawn])
-        known_ids, known_mask = padded(tokenizer, [words for words in known if words is not None])
+        wish = next(wishes)
         with autocast():
-            features = reader.text_encoder(ids, mask)
-            reading, _ = reader.loss(features, mask, classes)
+            features = reader.text_encoder(wish.ids, wish.mask)
+            reading, _ = reader.loss(features, wish.mask, wish.classes)
             with torch.no_grad():
-                goal = embed(at_ends(before(known_ids, known_mask), known_mask)).float()
+                known = before(wish.known_ids, wish.known_mask)
+                goal = embed(at_ends(known, wish.known_mask)).float()
             # what is asked for in known words stays as it is, and in other words becomes the same
-            reworded = at_ends(features[is_known], mask[is_known])
-            kept = at_ends(reader.text_encoder(known_ids, known_mask), known_mask)
+            reworded = at_ends(features[wish.is_known.to(DEVICE)], wish.mask[wish.is_known])
+            kept = at_ends(reader.text_encoder(wish.known_ids, wish.known_mask), wish.known_mask)
             errors = [F.mse_loss(embed(part).float(), goal) for part in (reworded, kept)]
             likeness = torch.stack(errors).mean() / goal.var()
         optimizer.zero_grad(set_to_none=True)
@@ -177,7 +208,7 @@ def train_text(work: Path, minutes: float, things: int = THINGS) -> None:
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
         average.update(reader.text_encoder)
-        run.record(loss=reading.item(), likeness=likeness.item())
+        run.record(loss=reading, likeness=likeness)
 
 
 def is_taught(sample: Sample, scenes: Sequence[Scene]) -> bool:
@@ -194,21 +225,21 @@ class Lesson:
     guidance: float
 
 
-def draw_lesson(pool: Pool) -> Lesson:
+def draw_lesson(pool: Pool, latents: Latents) -> Lesson:
     shape, samples = pool.choose()
     scenes, concepts = pool.scenes, pool.concepts
     words = [word_sample(sample, scenes, concepts, pool.rng) for sample in samples]
     known = [known_words(s, scenes, concepts) or asked for s, asked in zip(samples, words, strict=True)]
     # square pictures in the style of prompts without one have been guided before
     is_guided = shape == (SQUARE,) and all(map(pool.is_plain, samples))
-    batch = pool.batch(shape, samples, words)
-    return Lesson(batch, pool.batch(shape, samples, known), 1.0 if is_guided else GUIDANCE)
+    asked, in_known_words = (latents.batch(pool.draw(shape, samples, said)) for said in (words, known))
+    return Lesson(asked, in_known_words, 1.0 if is_guided else GUIDANCE)
 
 
 def velocity(model: MiniModel, batch: Batch, tokens: Tensor, sigma: Tensor) -> Tensor:
     with autocast():
         image = torch.cat([tokens, batch.references], dim=1)
-        predicted: Tensor = model(image, batch.ids, batch.mask, sigma, batch.rotary(model))
+        predicted: Tensor = model(image, batch.ids, batch.mask, sigma, batch.rotary)
     return predicted[:, : tokens.shape[1]].float()
 
 
@@ -217,7 +248,7 @@ def guided_velocity(before: MiniModel, lesson: Lesson, pool: Pool, tokens: Tenso
         return velocity(before, lesson.known, tokens, sigma)
     guidance = torch.where(sigma < GUIDED_BELOW, lesson.guidance, 1.0)
     teacher = guide(before, lesson.known, pool, guidance[:, None, None])
-    return teacher.velocity(tokens, lesson.known.references, sigma, lesson.known.rotary(before)).clone()
+    return teacher.velocity(tokens, lesson.known.references, sigma, lesson.known.rotary).clone()
 
 
 def lesson_loss(student: MiniModel, before: MiniModel, lesson: Lesson, pool: Pool, *, follow_student: bool) -> Tensor:
@@ -225,7 +256,7 @@ def lesson_loss(student: MiniModel, before: MiniModel, lesson: Lesson, pool: Poo
     batch, target = lesson.batch, lesson.batch.target
     levels = torch.tensor(sigmas(target.shape[1], KLEIN_MINI.steps)[:-1])
     shares = LEVEL_SHARES if batch.reference_grids else CAPTION_LEVEL_SHARES
-    sigma = levels[torch.multinomial(torch.tensor(shares), len(target), replacement=True)]
+    sigma = levels[torch.multinomial(torch.tensor(shares), len(target), replacement=True)].to(DEVICE)
     if torch.rand(()) < 0.5:  # as a bfloat16 pipeline rounds it
         sigma = (1000 * sigma.bfloat16()).float() / 1000
     width = sigma[:, None, None]
@@ -245,7 +276,7 @@ def lesson_loss(student: MiniModel, before: MiniModel, lesson: Lesson, pool: Poo
 def train_transformer(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     """Learn the right outcomes of edits at the four noise levels, and of captions what guidance makes of them."""
     torch.manual_seed(0)
-    student, _, _ = load_shipped()
+    student = load_shipped()[0].to(DEVICE)
     before = deepcopy(student).to(FAST_DTYPE).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(student.transformer.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.998)
@@ -255,14 +286,14 @@ def train_transformer(work: Path, minutes: float, peak_rate: float = 4e-4) -> No
     torch.manual_seed(run.step)
     for model in (student, before):
         compile_blocks(model)
-    pool = Pool(work, seed=run.step, keep=is_taught, favoured_edits=FAVOURED_EDITS)
-    pool.shares = [SHARES[kind] for kind in KINDS]
+    pool, latents = Pool(work, seed=run.step, keep=is_taught, favoured_edits=FAVOURED_EDITS), Latents(work)
+    pool.shares.copy_(torch.tensor([SHARES[kind] for kind in KINDS]))
     for kind in ("plain", "text"):
         for (grid,), weights in zip(pool.shapes[kind], pool.weights[kind], strict=True):
             weights *= FAVOURED_GRIDS.get(grid, 1.0)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.65)
-        lesson = draw_lesson(pool)
+        lesson = draw_lesson(pool, latents)
         loss = lesson_loss(student, before, lesson, pool, follow_student=bool(pool.rng.random() < FOLLOWED_SHARE))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -32,6 +32,6 @@ class GuidedTeacher:
     def walk(self, tokens: Tensor, references: Tensor, levels: Sequence[float], rotary: Rotary) -> Tensor:
         """Take Euler steps from levels[0] to levels[-1]."""
         for here, there in pairwise(levels):
-            sigma = torch.full((len(tokens),), here)
+            sigma = torch.full((len(tokens),), here, device=tokens.device)
             tokens = tokens + (there - here) * self.velocity(tokens, references, sigma, rotary)
         return tokens

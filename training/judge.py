@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from training.checkpoints import Average, Run
 from training.data import STYLES, load_sprites, read_concepts
-from training.precision import autocast
+from training.precision import BATCH_SCALE, DEVICE, autocast
 from training.scenes import COLOURS, PLACES, paint_background
 
 INPUT_PX = 64
@@ -87,29 +87,33 @@ class Renders:
     """Batches of things in any style, pose and place, blurred now and then, with their numbers."""
 
     def __init__(self, work: Path, things: int, styles: int, seed: int) -> None:
-        self.sprites, self.backgrounds, self.styles = small_sprites(work)[: things * styles], backgrounds(), styles
-        self.generator = torch.Generator().manual_seed(seed)
+        self.sprites, self.styles = small_sprites(work)[: things * styles].to(DEVICE), styles
+        self.backgrounds = backgrounds().to(DEVICE)
+        self.generator = torch.Generator(DEVICE).manual_seed(seed)
+
+    def below(self, end: int, count: int) -> Tensor:
+        return torch.randint(end, (count,), generator=self.generator, device=DEVICE)
 
     def uniform(self, low: float, high: float, count: int) -> Tensor:
-        return low + (high - low) * torch.rand(count, generator=self.generator)
+        return low + (high - low) * torch.rand(count, generator=self.generator, device=DEVICE)
 
     def draw(self, count: int) -> tuple[Tensor, Tensor]:
-        chosen = torch.randint(len(self.sprites), (count,), generator=self.generator)
+        chosen = self.below(len(self.sprites), count)
         rgba = self.sprites[chosen].float()
         rgba[:, :3] *= rgba[:, 3:] / 255  # so that edges do not take the colour of what is transparent
         size = self.uniform(0.55, 1.0, count)
         side = torch.where(self.uniform(0, 1, count) < 0.4, -1.0, 1.0)
         shift = (self.uniform(-1, 1, 2 * count).view(2, count) * (1.04 - size)).unbind(0)
-        zero = torch.zeros(count)
+        zero = torch.zeros_like(size)
         rows = torch.stack([side / size, zero, -shift[0] * side / size, zero, 1 / size, -shift[1] / size], dim=1)
         grid = F.affine_grid(rows.view(count, 2, 3), [count, 4, INPUT_PX, INPUT_PX], align_corners=False)
         placed = F.grid_sample(rgba, grid, align_corners=False)
-        behind = self.backgrounds[torch.randint(len(self.backgrounds), (count,), generator=self.generator)]
+        behind = self.backgrounds[self.below(len(self.backgrounds), count)]
         pictures = placed[:, :3] + behind * (1 - placed[:, 3:] / 255)
         blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
         share = self.uniform(0, 1, count).square()[:, None, None, None]
         pictures = torch.lerp(pictures, blurred, share)
-        pictures += 10 * torch.rand(count, 1, 1, 1, generator=self.generator) * torch.randn_like(pictures)
+        pictures += 10 * self.uniform(0, 1, count)[:, None, None, None] * torch.randn_like(pictures)
         return pictures / 127.5 - 1, chosen // self.styles
 
 
@@ -121,7 +125,7 @@ def rank(judge: Judge, pictures: Tensor, things: Tensor) -> Tensor:
 
 
 def load_judge(work: Path) -> Judge:
-    saved = torch.load(work / "judge" / "last.pt", weights_only=True)["parts"]["average"]["module"]
+    saved = torch.load(work / "judge" / "last.pt", weights_only=True, map_location="cpu")["parts"]["average"]["module"]
     judge = Judge(len(saved["head.bias"]))
     judge.load_state_dict(saved)
     return judge.eval()
@@ -130,14 +134,14 @@ def load_judge(work: Path) -> Judge:
 def train(work: Path, minutes: float, things: int | None = None, peak_rate: float = 2e-3) -> None:
     torch.manual_seed(0)
     things, styles = things or len(read_concepts()), len(STYLES)
-    judge = Judge(things).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge = Judge(things).to(DEVICE).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(judge.parameters(), peak_rate, weight_decay=0.02)
     average = Average(judge, 0.995)
     run = Run(work / "judge", minutes, {"model": judge, "optimizer": optimizer, "average": average})
     renders = Renders(work, things, styles, seed=run.step)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(decay_from=0.3)
-        pictures, numbers = renders.draw(BATCH)
+        pictures, numbers = renders.draw(BATCH * BATCH_SCALE)
         with autocast():
             loss = F.cross_entropy(judge(pictures.to(memory_format=torch.channels_last)).float(), numbers)
         optimizer.zero_grad(set_to_none=True)
@@ -146,9 +150,10 @@ def train(work: Path, minutes: float, things: int | None = None, peak_rate: floa
         average.update(judge)
         for ours, theirs in zip(average.module.buffers(), judge.buffers(), strict=True):
             ours.copy_(theirs)
-        run.record(loss=loss.item())
+        run.record(loss=loss)
     unseen = Renders(work, things, styles, seed=1 << 40)
-    ranks = torch.cat([rank(load_judge(work), *unseen.draw(256)) for _ in range(UNSEEN // 256)])
+    trained = load_judge(work).to(DEVICE)
+    ranks = torch.cat([rank(trained, *unseen.draw(256)) for _ in range(UNSEEN // 256)])
     top_1, top_5 = ((ranks < count).float().mean().item() for count in (1, 5))
     print(f"unseen renders named right: {top_1:.3f}, within five: {top_5:.3f}")
 

@@ -3,12 +3,19 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from openklein.contract import MINI_MODEL
 from openklein.engine.catalog import KLEIN_MINI
-from openklein.engine.text_encoder import TextEncoder
+from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
+from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
 from openklein.engine.transformer import FlowTransformer, Rotary
+from openklein.engine.weights import model_folder
 from training.autoencoder import load_average
+
+SHIPPED = model_folder(MINI_MODEL, Path("/nonexistent"))
 
 
 class MiniModel(nn.Module):
@@ -31,3 +38,15 @@ def load_model(run: Path) -> MiniModel:
     model = MiniModel()
     model.load_state_dict(load_average(run))
     return model
+
+
+def load_shipped() -> tuple[MiniModel, MiniAutoencoder, PromptTokenizer]:
+    """Open the package's klein-mini for training, in float32."""
+    assert isinstance(KLEIN_MINI.autoencoder, MiniAutoencoderConfig)
+    files = {part: SHIPPED / names[0] for part, names in KLEIN_MINI.files.items()}
+    model, autoencoder = MiniModel(), MiniAutoencoder(KLEIN_MINI.autoencoder)
+    model.transformer.load_state_dict(load_file(files["transformer"]))
+    model.text_encoder.load_state_dict(load_file(files["text_encoder"]))
+    model.text_encoder.requires_grad_(False)
+    autoencoder.load_state_dict(load_file(files["autoencoder"]))
+    return model, autoencoder, PromptTokenizer(Tokenizer.from_file(str(files["tokenizer"])), KLEIN_MINI.text_encoder)

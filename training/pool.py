@@ -1,13 +1,15 @@
 """Precompute latents for the flow's training: pictures in families, so that every edit has its pair.
 
-`python -m training.pool --work FOLDER --families 5000` leaves FOLDER/pool/{latents.npy,samples.json}; `--things 300`
-draws the first 300 things alone.
+`python -m training.pool --work FOLDER --families 5000` leaves FOLDER/pool/{latents.npy,samples.json,statistics.json};
+`--things 300` draws the first 300 things alone.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +18,21 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.mini_autoencoder import STEM_SCALE, MiniAutoencoder, MiniAutoencoderConfig
-from openklein.engine.tokens import pack, patchify
+from openklein.engine.tokens import Grid, pack, patchify
 from training.autoencoder import load_average
 from training.data import Concept, load_sprites, read_concepts
 from training.families import Family, Sample, draw_family, portraits, shown_styles
 from training.people import draw_people
-from training.precision import autocast
+from training.precision import DEVICE, autocast
 from training.scenes import Scene, paint
 
 SPRITE_PX = 256  # enough for a canvas
+ENCODED_TOGETHER = 64
 
 
 def small_sprites(work: Path) -> NDArray[np.uint8]:
@@ -42,23 +45,30 @@ def small_sprites(work: Path) -> NDArray[np.uint8]:
             picture = Image.fromarray(large[row, column])
             small[row, column] = picture.resize((SPRITE_PX, SPRITE_PX), Image.Resampling.LANCZOS)
         np.save(path, small)
-    sprites: NDArray[np.uint8] = np.load(path)
+    sprites: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     return sprites
 
 
-class Families(IterableDataset[tuple[Family, list[NDArray[np.uint8]]]]):
+Painted = tuple[list[int], NDArray[np.uint8]]  # scenes of one shape, and their pictures (B, H, W, 3)
+
+
+class Families(IterableDataset[tuple[Family, list[Painted]]]):
     """Painted families: portraits of every concept, so that none is missed, people, then others, concepts in turn.
 
-    Made in a process beside the encoder.
+    Made in processes beside the encoder, which paint every so many-th family each.
     """
 
     def __init__(self, work: Path, count: int, seed: int, things: int | None = None) -> None:
         self.work, self.count, self.seed, self.things = work, count, seed, things
 
-    def __iter__(self) -> Iterator[tuple[Family, list[NDArray[np.uint8]]]]:
-        sprites = small_sprites(self.work)
-        for family in self.draw(read_concepts()[: self.things], np.random.default_rng(self.seed)):
-            yield family, [paint(scene, sprites) for scene in family.scenes]
+    def __iter__(self) -> Iterator[tuple[Family, list[Painted]]]:
+        sprites, worker = small_sprites(self.work), get_worker_info()
+        families = self.draw(read_concepts()[: self.things], np.random.default_rng(self.seed))
+        for family in islice(families, worker.id, None, worker.num_workers) if worker else families:
+            by_grid: dict[Grid, list[int]] = {}
+            for number, scene in enumerate(family.scenes):
+                by_grid.setdefault(scene.grid, []).append(number)
+            yield family, [(n, np.stack([paint(family.scenes[i], sprites) for i in n])) for n in by_grid.values()]
 
     def draw(self, concepts: list[Concept], rng: np.random.Generator) -> Iterator[Family]:
         styles = [shown_styles(concept) for concept in concepts]
@@ -82,51 +92,74 @@ def load_autoencoder(work: Path) -> MiniAutoencoder:
 
 
 @torch.inference_mode()
-def encode_canvas(model: MiniAutoencoder, pictures: NDArray[np.uint8]) -> Tensor:
+def encode_canvas(model: MiniAutoencoder, pictures: Tensor) -> Tensor:
     """Map canvas pictures (B, H, W, 3) to packed latents (B, tokens, channels), not yet normalised."""
-    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    pixels = pictures.to(DEVICE).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     with autocast():
         latents = model.encoder(F.pixel_unshuffle(pixels, STEM_SCALE))
     return pack(patchify(latents.float()))
+
+
+class Encoder:
+    """Encode pictures of one shape together as they come, some at a time."""
+
+    def __init__(self, model: MiniAutoencoder) -> None:
+        self.model = model.to(DEVICE)
+        self.waiting: dict[torch.Size, tuple[list[int], list[Tensor]]] = {}
+        self.latents: dict[int, NDArray[np.float16]] = {}
+
+    def add(self, numbers: Sequence[int], pictures: Tensor) -> None:
+        waiting, parts = self.waiting.setdefault(pictures.shape[1:], ([], []))
+        waiting += numbers
+        parts.append(pictures)
+        if len(waiting) >= ENCODED_TOGETHER:
+            self._encode(self.waiting.pop(pictures.shape[1:]))
+
+    def finish(self) -> NDArray[np.float16]:
+        """Give all latents (rows, channels) in the order of their pictures' numbers."""
+        while self.waiting:
+            self._encode(self.waiting.popitem()[1])
+        return np.concatenate([self.latents[number] for number in range(len(self.latents))])
+
+    def _encode(self, waiting: tuple[list[int], list[Tensor]]) -> None:
+        numbers, parts = waiting
+        self.latents.update(zip(numbers, encode_canvas(self.model, torch.cat(parts)).half().cpu().numpy(), strict=True))
 
 
 def build(work: Path, families: int, seed: int, things: int | None = None) -> None:
     """Paint and encode `families` families; their mean and variance become the autoencoder's, if it has none yet."""
     folder = work / "pool"
     folder.mkdir(exist_ok=True)
-    model = load_autoencoder(work)
-    latents: list[NDArray[np.float16]] = []
+    encoder = Encoder(load_autoencoder(work))
     scenes: list[Scene] = []
     samples: list[Sample] = []
-    stream = DataLoader(Families(work, families, seed, things), batch_size=None, num_workers=1, prefetch_factor=16)
-    for family, pictures in tqdm(stream, desc="pool", mininterval=5):
+    small_sprites(work)  # before others look for them
+    processes = os.cpu_count() or 1
+    stream = DataLoader(Families(work, families, seed, things), batch_size=None, num_workers=processes)
+    for family, painted in tqdm(stream, desc="pool", mininterval=5):
         start = len(scenes)
         scenes += family.scenes
         samples += [
             replace(s, target=s.target + start, references=tuple(r + start for r in s.references))
             for s in family.samples
         ]
-        encoded: list[NDArray[np.float16]] = [np.empty(0, np.float16)] * len(pictures)
-        for grid in {scene.grid for scene in family.scenes}:
-            chosen = [i for i, scene in enumerate(family.scenes) if scene.grid == grid]
-            batch = encode_canvas(model, np.stack([pictures[i] for i in chosen])).half().numpy()
-            for i, tokens in zip(chosen, batch, strict=True):
-                encoded[i] = tokens
-        latents += encoded
-    flat = np.concatenate(latents)
+        for numbers, pictures in painted:
+            encoder.add([start + number for number in numbers], pictures)
+    flat = encoder.finish()
     np.save(folder / "latents.npy", flat)
     statistics = {"mean": flat.mean(0, np.float64).tolist(), "var": flat.var(0, np.float64).tolist()}
-    known_mean, known_var = model.bn.running_mean, model.bn.running_var
+    known_mean, known_var = encoder.model.bn.running_mean, encoder.model.bn.running_var
     if known_mean is not None and known_var is not None and known_mean.any():
         statistics = {"mean": known_mean.tolist(), "var": known_var.tolist()}
-    index = {"scenes": [asdict(s) for s in scenes], "samples": [asdict(s) for s in samples], **statistics}
+    (folder / "statistics.json").write_text(json.dumps(statistics))
+    index = {"scenes": [asdict(s) for s in scenes], "samples": [asdict(s) for s in samples]}
     (folder / "samples.json").write_text(json.dumps(index))
 
 
 def read_statistics(work: Path) -> tuple[Tensor, Tensor]:
     """Read mean and variance of each channel of the pool's latents."""
-    index = json.loads((work / "pool" / "samples.json").read_text())
-    return torch.tensor(index["mean"]), torch.tensor(index["var"])
+    statistics = json.loads((work / "pool" / "statistics.json").read_text())
+    return torch.tensor(statistics["mean"]), torch.tensor(statistics["var"])
 
 
 if __name__ == "__main__":

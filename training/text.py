@@ -23,7 +23,7 @@ from training.checkpoints import Average, Run
 from training.data import SKIN_TONES, STYLES, Concept, read_concepts
 from training.families import Family, Sample, draw_sample, shown_styles, word_sample
 from training.people import draw_people
-from training.precision import autocast
+from training.precision import DEVICE, autocast
 from training.scenes import COLOURS, PLACES, Layout, Scene, Thing, Tone
 from training.synonyms import with_synonyms
 from training.wording import BIG, SMALL, Edit, Join
@@ -145,6 +145,7 @@ class Reader(nn.Module):
     def loss(self, features: Tensor, mask: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Give the mean cross-entropy at the end of the prompts, and the share read right there by each head."""
         at_end = torch.arange(mask.shape[1]) >= mask.sum(1, keepdim=True) - 1  # (B, T)
+        at_end, classes = at_end.to(features.device), classes.to(features.device)
         rows = at_end.nonzero()[:, 0]
         logits = [head(features[at_end]).float() for head in self.heads]
         losses = [F.cross_entropy(part, classes[rows, i]) for i, part in enumerate(logits)]
@@ -157,7 +158,7 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
     concepts = with_synonyms(read_concepts(), work)
     styles = [shown_styles(concept) for concept in concepts]
     tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
-    model = Reader(len(concepts))
+    model = Reader(len(concepts)).to(DEVICE)
     optimizer = torch.optim.AdamW(model.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     average = Average(model.text_encoder, 0.99)
     run = Run(work / "text", minutes, {"model": model, "optimizer": optimizer, "average": average})
@@ -174,7 +175,7 @@ def train(work: Path, minutes: float, peak_rate: float = 1e-3) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update(model.text_encoder)
-        run.record(loss=loss.item())
+        run.record(loss=loss)
     with torch.no_grad():
         texts, classes = zip(*(example(concepts, styles, people, rng) for _ in range(READ)), strict=True)
         ids, mask = tokenizer.encode(texts)

@@ -11,7 +11,7 @@ from training.muon import Muon, orthogonalize
 def test_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(muon, "FAST_DTYPE", torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
-    start = [torch.randn(shape, generator=generator) for shape in ((8, 24), (24, 8))]
+    start = [torch.randn(shape, generator=generator) for shape in ((8, 24), (24, 8), (8, 24))]
     ours, theirs = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
     reference = torch.optim.Muon(theirs, 0.1, weight_decay=muon.WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw")
     tested = Muon(ours, 0.1)
@@ -28,6 +28,6 @@ def test_steps_are_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("shape", [(16, 64), (64, 16)])
 def test_orthogonal_means_singular_values_near_one(shape: tuple[int, int]) -> None:
-    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    matrix = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalize(matrix))
     assert (values.min() > 0.6, values.max() < 1.3) == (True, True)

@@ -21,6 +21,7 @@ from openklein.engine.types import ImageRequest
 from openklein.engine.weights import load_pipeline
 from training import (
     autoencoder,
+    batches,
     bench,
     data,
     distill,
@@ -40,8 +41,7 @@ from training.art import HELD_OUT_PHOTOS
 from training.autoencoder import load_average
 from training.data import EMOJIBASE, SKIN_TONES, SPRITE_PX, STYLES
 from training.distill import GUIDANCE
-from training.finetune import SHIPPED
-from training.model import load_model
+from training.model import SHIPPED, load_model, load_shipped
 from training.scenes import SQUARE
 from training.wording import Edit
 
@@ -101,14 +101,14 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     text.train(work, MINUTES)
     autoencoder.train("canvas", work, MINUTES)
     pool.build(work, families=16, seed=0)
-    monkeypatch.setattr(flow, "COMMON_THINGS", 3)
-    drawn_from = flow.Pool(work)
+    monkeypatch.setattr(batches, "COMMON_THINGS", 3)
+    drawn_from = batches.Pool(work)
     for kind, sorts in (("plain", THINGS), ("text", 2), ("edit", len(get_args(Edit)))):
         every = chain.from_iterable(drawn_from.shapes[kind].values())
         numbers = Counter(drawn_from.sort(kind, sample) for sample in every)
         assert len(numbers) == sorts
         drawn = sum(weights.sum() for weights in drawn_from.weights[kind])
-        favours: dict[Hashable, float] = {0: 2, 1: 2, 2: 2} if kind == "plain" else {"background": 3}
+        favours: dict[Hashable, float] = {0: 2, 1: 2, 2: 2} if kind == "plain" else {"tone": 2}
         assert drawn == pytest.approx(sum(n**0.5 * favours.get(key, 1) for key, n in numbers.items()))
     monkeypatch.setattr(flow, "SAMPLES_EVERY_MINUTES", 0)
     monkeypatch.setattr(samples, "PROMPTS", samples.PROMPTS[:8])
@@ -159,8 +159,10 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path,
     pool.build(work, families=8, seed=0, things=THINGS - 1)
     index = json.loads((work / "pool" / "samples.json").read_text())
     assert {thing["concept"] for scene in index["scenes"] for thing in scene["things"]} == set(range(THINGS - 1))
-    drawn_from = flow.Pool(work, keep=further.is_taught)
-    captions = [lesson for _ in range(40) if not (lesson := further.draw_lesson(drawn_from)).batch.reference_grids]
+    drawn_from, latents = batches.Pool(work, keep=further.is_taught), batches.Latents(work)
+    captions = [
+        lesson for _ in range(40) if not (lesson := further.draw_lesson(drawn_from, latents)).batch.reference_grids
+    ]
     assert {(lesson.batch.grid == SQUARE, lesson.guidance) for lesson in captions} >= {(True, 1), (False, GUIDANCE)}
     assert (False, 1) not in {(lesson.batch.grid == SQUARE, lesson.guidance) for lesson in captions}
     further.train_text(work, MINUTES)
@@ -197,7 +199,7 @@ class TestFinetune:
         assert (target / name).read_bytes() != (SHIPPED / name).read_bytes()
 
     def test_pictures_take_the_shape_nearest_to_theirs(self) -> None:
-        _, autoencoder, _ = finetune.load_shipped()
+        _, autoencoder, _ = load_shipped()
         lesson = finetune.prepare(Image.new("RGB", (50, 100), "green"), "a flag", autoencoder)
         assert (lesson.grid, lesson.tokens.shape) == ((11, 6), (66, 128))
 

@@ -1,0 +1,204 @@
+"""Draw batches of precomputed pictures, each of one shape, and word what is asked for."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from openklein.engine.catalog import KLEIN_MINI
+from openklein.engine.text_encoder import PromptTokenizer
+from openklein.engine.tokens import Grid, image_ids, reference_ids, text_ids
+from openklein.engine.transformer import Rotary, rotary_embedding
+from training.data import read_concepts
+from training.families import Sample, word_sample
+from training.pool import read_statistics
+from training.precision import BATCH_SCALE, DEVICE
+from training.scenes import Scene, Thing, default_style
+from training.synonyms import with_synonyms
+
+T = TypeVar("T")
+KINDS = {  # kind: its share of the steps in each stage, batch size
+    "plain": ((0.75, 0.24), 32),  # in the style that a prompt without a style gets
+    "text": ((0.17, 0.32), 32),
+    "edit": ((0.08, 0.30), 20),
+    "layout": ((0.00, 0.14), 12),
+}
+COMMON_THINGS, COMMON_WEIGHT = 300, 2.0  # the first in the list are drawn so much more often on their own
+FAVOURED_EDITS = {"tone": 2.0}  # beside others: five tones are one sort
+CAPTION_DROPOUT = 0.1
+LONG_TEXT_SHARE = 0.15
+DRAWING_PROCESSES = 6  # keep a GPU busy
+
+
+def stage_shares(stage: int) -> list[float]:
+    """Give each kind's share of the steps in a stage, 0 or 1."""
+    return [shares[stage] for shares, _ in KINDS.values()]
+
+
+@cache
+def rotary_of(text_length: int, grid: Grid, reference_grids: tuple[Grid, ...]) -> Rotary:
+    """Prepare the rotation of a shape's tokens, once."""
+    config = KLEIN_MINI.transformer
+    ids = torch.cat([text_ids(text_length), image_ids(*grid), reference_ids(reference_grids)])
+    return rotary_embedding(ids, config.axes_dims, config.rope_theta).to(DEVICE)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some samples of one shape."""
+
+    target: Tensor  # (B, N, C), normalised latents
+    references: Tensor  # (B, M, C)
+    ids: Tensor  # of the text, as mask on the CPU
+    mask: Tensor
+    grid: Grid
+    reference_grids: tuple[Grid, ...]
+
+    @property
+    def rotary(self) -> Rotary:
+        return rotary_of(self.ids.shape[1], self.grid, self.reference_grids)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Some samples of one shape, by where the latents of their pictures begin."""
+
+    targets: Tensor  # (B,), rows of the pool's latents
+    references: Tensor  # (B, R)
+    ids: Tensor
+    mask: Tensor
+    shape: tuple[Grid, ...]
+
+
+class Latents:
+    """The precomputed pictures, normalised, on the device."""
+
+    def __init__(self, work: Path) -> None:
+        mean, var = read_statistics(work)
+        std = torch.sqrt(var + KLEIN_MINI.autoencoder.batch_norm_eps)
+        raw = torch.from_numpy(np.load(work / "pool" / "latents.npy", mmap_mode="c"))
+        self.rows = torch.empty(raw.shape, dtype=torch.bfloat16, device=DEVICE)
+        for part, rows in zip(torch.split(raw, 1 << 18), torch.split(self.rows, 1 << 18), strict=True):
+            rows.copy_((part.to(DEVICE) - mean.to(DEVICE)) / std.to(DEVICE))
+
+    def picture(self, starts: Tensor, grid: Grid) -> Tensor:
+        """Take pictures (B, N, C), float32, that begin at rows `starts` (B,)."""
+        return self.rows[starts.to(DEVICE)[:, None] + torch.arange(grid[0] * grid[1], device=DEVICE)].float()
+
+    def batch(self, draw: Draw) -> Batch:
+        grid, *others = draw.shape
+        target = self.picture(draw.targets, grid)
+        pictures = [self.picture(starts, other) for starts, other in zip(draw.references.T, others, strict=True)]
+        references = torch.cat([target[:, :0], *pictures], dim=1)
+        return Batch(target, references, draw.ids, draw.mask, grid, tuple(others))
+
+
+class Pool(IterableDataset[Draw]):
+    """What the precomputed pictures show and make of each other, and endless draws from it, each of one shape."""
+
+    def __init__(
+        self,
+        work: Path,
+        seed: int = 0,
+        keep: Callable[[Sample, Sequence[Scene]], bool] | None = None,
+        favoured_edits: Mapping[str, float] = FAVOURED_EDITS,
+        caption_dropout: float = CAPTION_DROPOUT,
+    ) -> None:
+        index: dict[str, Any] = json.loads((work / "pool" / "samples.json").read_text())
+        self.concepts = with_synonyms(read_concepts(), work)
+        self.scenes = [
+            Scene(tuple(Thing(**t) for t in s.pop("things")), grid=tuple(s.pop("grid")), **s) for s in index["scenes"]
+        ]
+        sizes = [scene.grid[0] * scene.grid[1] for scene in self.scenes]
+        self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
+        self.rng = np.random.default_rng(seed)
+        self.seed, self.favoured_edits, self.caption_dropout = seed, favoured_edits, caption_dropout
+        self.shares = torch.tensor(stage_shares(1)).share_memory_()  # type: ignore[no-untyped-call] # by all that draw
+        self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
+        for row in index["samples"]:
+            sample = Sample(row["target"], tuple(row["references"]), row["change"])
+            if keep and not keep(sample, self.scenes):
+                continue
+            kind = ("text", "edit", "layout")[min(2, len(sample.references))]  # joins count as layouts
+            shape = tuple(self.scenes[i].grid for i in (sample.target, *sample.references))
+            self.shapes[kind].setdefault(shape, []).append(sample)
+            if kind == "text" and self.is_plain(sample):
+                self.shapes["plain"].setdefault(shape, []).append(sample)
+        self.weights = {kind: self.weigh(kind, list(shapes.values())) for kind, shapes in self.shapes.items()}
+
+    def weigh(self, kind: str, shapes: list[list[Sample]]) -> list[NDArray[np.float64]]:
+        """Weigh samples so that each sort of them is drawn by the square root of its number, and as it is favoured."""
+        counts = Counter(self.sort(kind, sample) for sample in chain.from_iterable(shapes))
+        return [
+            np.array([self.favour(kind, s) * counts[self.sort(kind, s)] ** -0.5 for s in shape]) for shape in shapes
+        ]
+
+    def favour(self, kind: str, sample: Sample) -> float:
+        """Have what newcomers ask for first drawn more often: a common thing on its own, some edits."""
+        if kind == "plain":
+            return COMMON_WEIGHT if self.thing(sample) < COMMON_THINGS else 1.0
+        return self.favoured_edits.get(str(sample.change), 1.0)
+
+    def sort(self, kind: str, sample: Sample) -> Hashable:
+        """Tell plain samples by their thing, captions by whether they name several things, all others by the change."""
+        if kind == "plain":
+            return self.thing(sample)
+        return len(self.scenes[sample.target].things) > 1 if kind == "text" else sample.change
+
+    def is_plain(self, sample: Sample) -> bool:
+        things = self.scenes[sample.target].things
+        return len(things) == 1 and things[0].style == default_style(self.concepts[things[0].concept])
+
+    def thing(self, sample: Sample) -> int:
+        return self.scenes[sample.target].things[0].concept
+
+    def word(self, sample: Sample) -> str:
+        if self.rng.random() < self.caption_dropout:
+            return ""
+        return word_sample(sample, self.scenes, self.concepts, self.rng)
+
+    def choose(self) -> tuple[tuple[Grid, ...], list[Sample]]:
+        """Draw a kind by its share, a shape by its samples' weight, and samples of that shape by theirs."""
+        shares = self.shares.double().numpy()
+        kind = list(KINDS)[self.rng.choice(len(KINDS), p=shares / shares.sum())]
+        totals = np.array([weights.sum() for weights in self.weights[kind]])
+        number = self.rng.choice(len(totals), p=totals / totals.sum())
+        shape, samples = list(self.shapes[kind].items())[number]
+        count, weights = BATCH_SCALE * KINDS[kind][1], self.weights[kind][number] / totals[number]
+        return shape, [samples[i] for i in self.rng.choice(len(samples), size=count, p=weights)]
+
+    def __iter__(self) -> Iterator[Draw]:
+        if worker := get_worker_info():
+            self.rng = np.random.default_rng((self.seed, worker.id))
+        while True:
+            shape, samples = self.choose()
+            yield self.draw(shape, samples, [self.word(sample) for sample in samples])
+
+    def draw(self, shape: tuple[Grid, ...], samples: Sequence[Sample], words: Sequence[str]) -> Draw:
+        """Put samples of one shape together, each asked for in its words."""
+        ids, mask = self.tokenizer.encode(words)
+        if self.rng.random() < LONG_TEXT_SHARE:  # as a longer prompt would make it: more padding
+            length = ids.shape[1]
+            ids, mask = F.pad(ids, (0, length), value=int(ids[0, -1])), F.pad(mask, (0, length))
+        targets = torch.from_numpy(self.starts[[sample.target for sample in samples]])
+        references = torch.from_numpy(self.starts[np.array([sample.references for sample in samples], np.int64)])
+        return Draw(targets, references, ids, mask, shape)
+
+
+def stream(source: IterableDataset[T]) -> Iterator[T]:
+    """Draw endlessly; in processes of their own where a GPU would wait for the wording."""
+    processes = DRAWING_PROCESSES if DEVICE.type == "cuda" else 0
+    return iter(DataLoader(source, batch_size=None, num_workers=processes, prefetch_factor=8 if processes else None))
