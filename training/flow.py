@@ -28,11 +28,12 @@ SAMPLES_EVERY_MINUTES = 20
 
 
 def initialise(model: MiniModel, work: Path) -> None:
-    """Start every block as the identity, and the text encoder as it was taught, to stay so."""
+    """Start every block as the identity, and the text encoder as it was taught last, to stay so."""
     for name, parameter in model.transformer.named_parameters():
         if "modulation" in name or name.startswith(("norm_out", "proj_out")):
             nn.init.zeros_(parameter)
-    model.text_encoder.load_state_dict(load_average(work / "text"))
+    taught = next(work / run for run in ("further_text", "text") if (work / run).exists())
+    model.text_encoder.load_state_dict(load_average(taught))
     model.text_encoder.requires_grad_(False)
 
 

@@ -1,16 +1,12 @@
-"""Teach the weights that ship more, from where they stand: first their text encoder, then the four steps themselves.
+"""Go on from the weights that ship, for whoever has no run to resume: lay them out, and have prompts read better.
 
-An edit has one right outcome, which the pool holds. A caption has one too, but from noise alone that teaches a blur:
-there the weights that ship, guided away from what they draw without a caption, teach themselves. Neither needs a flow
-over all noise levels: hours less, for whoever has the weights that ship and no run to resume.
-`python -m training.further begin --work FOLDER` lays out FOLDER for training.pool; `text` and `transformer` with
-`--minutes N` resume FOLDER/further_text and FOLDER/further.
+`python -m training.further begin --work FOLDER` lays out tokenizer, autoencoder and text encoder for training.pool and
+training.flow; `text --minutes N` resumes FOLDER/further_text, which takes the text encoder's place.
 """
 
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -23,13 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset, get_worker_info
 
 from openklein.engine.catalog import KLEIN_MINI
-from openklein.engine.schedule import sigmas
 from openklein.engine.text_encoder import PromptTokenizer
-from training.autoencoder import load_average
-from training.batches import KINDS, Batch, Latents, Pool, stream
+from training.batches import stream
 from training.checkpoints import Average, Run
 from training.data import STYLES, Concept, read_concepts
-from training.distill import GUIDANCE, guide
 from training.families import (
     Family,
     Sample,
@@ -38,27 +31,17 @@ from training.families import (
     shown_styles,
     word_sample,
 )
-from training.flow import compile_blocks
-from training.model import SHIPPED, MiniModel, load_shipped
+from training.model import SHIPPED, load_shipped
 from training.people import draw_people
-from training.precision import DEVICE, FAST_DTYPE, autocast
-from training.scenes import COLOURS, DEFAULT_GRID, POSED_SIZE, SQUARE, Scene, Thing, default_style
+from training.precision import DEVICE, autocast
+from training.scenes import COLOURS, POSED_SIZE, SQUARE, Scene, Thing, default_style
 from training.synonyms import with_synonyms
 from training.text import Reader, classes_of
 from training.wording import caption, word_noun
 
-THINGS = 300  # the first in the list, which the weights that ship know
 STYLES_KNOWN = 3
-SHARES = {"plain": 0.32, "text": 0.42, "edit": 0.23, "layout": 0.03}
-FAVOURED_GRIDS = {DEFAULT_GRID: 2.0, SQUARE: 0.7}  # beside other aspects, in captions
-TAUGHT = ("background", "mirror", "tone", "recolour", "place")  # few changes, so that there is time for each
-FAVOURED_EDITS = {"tone": 4.0, "recolour": 3.0}  # five tones, and ten colours
 TEXT_BATCH, TEXT_RATE, HEADS_RATE = 64, 4e-4, 2e-3
 RENAMED_BATCH = 64  # beside them, in words that are each too rare among them
-LEVEL_SHARES = (0.4, 0.25, 0.2, 0.15)  # of the four noise levels; in an edit the first decides most
-CAPTION_LEVEL_SHARES = (0.1, 0.1, 0.35, 0.45)  # where they learn something
-GUIDED_BELOW = 0.9  # guidance at higher noise overshoots far and gains nothing (arXiv:2404.07724)
-FOLLOWED_SHARE = 0.5
 LIKENESS = 4.0  # weighs what was known against what is new
 POSITIONS = 4  # from the end of a prompt on
 SHORT, SHORT_SHARE = 45, 0.8  # letters of the longest wording in so many of the batches, so that little is padding
@@ -73,12 +56,13 @@ class Wish(NamedTuple):
 
 
 def begin(work: Path) -> None:
-    """Lay out the tokenizer and the autoencoder that ship as training.pool and training.export look for them."""
+    """Lay out what ships as training.pool, training.flow and training.export look for it."""
     shutil.copy(SHIPPED / KLEIN_MINI.files["tokenizer"][0], work / "tokenizer.json")
-    _, autoencoder, _ = load_shipped()
-    (work / "autoencoder").mkdir(exist_ok=True)
-    average = {"updates": 0, "module": autoencoder.state_dict()}
-    torch.save({"step": 0, "elapsed": 0.0, "parts": {"average": average}}, work / "autoencoder" / "last.pt")
+    model, autoencoder, _ = load_shipped()
+    for name, part in (("autoencoder", autoencoder), ("text", model.text_encoder)):
+        (work / name).mkdir(exist_ok=True)
+        average = {"updates": 0, "module": part.state_dict()}
+        torch.save({"step": 0, "elapsed": 0.0, "parts": {"average": average}}, work / name / "last.pt")
 
 
 def known_words(sample: Sample, scenes: list[Scene], concepts: list[Concept]) -> str | None:
@@ -174,10 +158,10 @@ class Wishes(IterableDataset[Reading]):
         return Reading(ids, mask, classes, is_known, known_ids, known_mask)
 
 
-def train_text(work: Path, minutes: float, things: int = THINGS) -> None:
+def train_text(work: Path, minutes: float) -> None:
     """Have new wordings say to the transformer what known ones of the same thing say, and tell all wishes apart."""
     torch.manual_seed(0)
-    concepts = with_synonyms(read_concepts()[:things], work)
+    concepts = with_synonyms(read_concepts(), work)
     shipped, _, tokenizer = load_shipped()
     before = shipped.text_encoder.eval().to(DEVICE)
     embed = shipped.transformer.context_embedder.requires_grad_(False).to(DEVICE)
@@ -211,107 +195,13 @@ def train_text(work: Path, minutes: float, things: int = THINGS) -> None:
         run.record(loss=reading, likeness=likeness)
 
 
-def is_taught(sample: Sample, scenes: Sequence[Scene]) -> bool:
-    """Leave out several things, and changes that would take longer than there is."""
-    return len(scenes[sample.target].things) == 1 and (sample.change is None or sample.change in TAUGHT)
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """Some samples of one shape, and captions also in words that are known, with how far beyond those to go."""
-
-    batch: Batch
-    known: Batch
-    guidance: float
-
-
-def draw_lesson(pool: Pool, latents: Latents) -> Lesson:
-    shape, samples = pool.choose()
-    scenes, concepts = pool.scenes, pool.concepts
-    words = [word_sample(sample, scenes, concepts, pool.rng) for sample in samples]
-    known = [known_words(s, scenes, concepts) or asked for s, asked in zip(samples, words, strict=True)]
-    # square pictures in the style of prompts without one have been guided before
-    is_guided = shape == (SQUARE,) and all(map(pool.is_plain, samples))
-    asked, in_known_words = (latents.batch(pool.draw(shape, samples, said)) for said in (words, known))
-    return Lesson(asked, in_known_words, 1.0 if is_guided else GUIDANCE)
-
-
-def velocity(model: MiniModel, batch: Batch, tokens: Tensor, sigma: Tensor) -> Tensor:
-    with autocast():
-        image = torch.cat([tokens, batch.references], dim=1)
-        predicted: Tensor = model(image, batch.ids, batch.mask, sigma, batch.rotary)
-    return predicted[:, : tokens.shape[1]].float()
-
-
-def guided_velocity(before: MiniModel, lesson: Lesson, pool: Pool, tokens: Tensor, sigma: Tensor) -> Tensor:
-    if lesson.guidance == 1:
-        return velocity(before, lesson.known, tokens, sigma)
-    guidance = torch.where(sigma < GUIDED_BELOW, lesson.guidance, 1.0)
-    teacher = guide(before, lesson.known, pool, guidance[:, None, None])
-    return teacher.velocity(tokens, lesson.known.references, sigma, lesson.known.rotary).clone()
-
-
-def lesson_loss(student: MiniModel, before: MiniModel, lesson: Lesson, pool: Pool, *, follow_student: bool) -> Tensor:
-    """Compare velocities at the product's noise levels with those to the right outcome, or with guided ones."""
-    batch, target = lesson.batch, lesson.batch.target
-    levels = torch.tensor(sigmas(target.shape[1], KLEIN_MINI.steps)[:-1])
-    shares = LEVEL_SHARES if batch.reference_grids else CAPTION_LEVEL_SHARES
-    sigma = levels[torch.multinomial(torch.tensor(shares), len(target), replacement=True)].to(DEVICE)
-    if torch.rand(()) < 0.5:  # as a bfloat16 pipeline rounds it
-        sigma = (1000 * sigma.bfloat16()).float() / 1000
-    width = sigma[:, None, None]
-    noise = torch.randn_like(target)
-    with torch.no_grad():
-        if follow_student:  # from where its own first step leads, so that it learns to mend its errors
-            tokens = noise + (width - 1) * velocity(student, batch, noise, torch.ones_like(sigma))
-        else:
-            tokens = torch.lerp(target, noise, width)
-        if batch.reference_grids:
-            goal = (tokens - target) / width
-        else:
-            goal = guided_velocity(before, lesson, pool, tokens, sigma)
-    return F.mse_loss(velocity(student, batch, tokens, sigma), goal)
-
-
-def train_transformer(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
-    """Learn the right outcomes of edits at the four noise levels, and of captions what guidance makes of them."""
-    torch.manual_seed(0)
-    student = load_shipped()[0].to(DEVICE)
-    before = deepcopy(student).to(FAST_DTYPE).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(student.transformer.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    average = Average(student, 0.998)
-    run = Run(work / "further", minutes, {"model": student, "optimizer": optimizer, "average": average})
-    for model in (student, average.module):  # which a resumed run would have as it was
-        model.text_encoder.load_state_dict(load_average(work / "further_text"))  # type: ignore[union-attr]
-    torch.manual_seed(run.step)
-    for model in (student, before):
-        compile_blocks(model)
-    pool, latents = Pool(work, seed=run.step, keep=is_taught, favoured_edits=FAVOURED_EDITS), Latents(work)
-    pool.shares.copy_(torch.tensor([SHARES[kind] for kind in KINDS]))
-    for kind in ("plain", "text"):
-        for (grid,), weights in zip(pool.shapes[kind], pool.weights[kind], strict=True):
-            weights *= FAVOURED_GRIDS.get(grid, 1.0)
-    for _ in run:
-        optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.65)
-        lesson = draw_lesson(pool, latents)
-        loss = lesson_loss(student, before, lesson, pool, follow_student=bool(pool.rng.random() < FOLLOWED_SHARE))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
-        average.update(student)
-        run.record(loss=loss.item())
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("begin", "text", "transformer"))
+    parser.add_argument("stage", choices=("begin", "text"))
     parser.add_argument("--work", type=Path, required=True, help="folder of training.data and training.synonyms")
     parser.add_argument("--minutes", type=float, default=60)
     arguments = parser.parse_args()
     if arguments.stage == "begin":
         begin(arguments.work)
-    elif arguments.stage == "text":
-        train_text(arguments.work, arguments.minutes)
     else:
-        train_transformer(arguments.work, arguments.minutes)
+        train_text(arguments.work, arguments.minutes)

@@ -22,7 +22,20 @@ from training.bench import make, sheet
 PROMPTS_FILE = Path(__file__).with_name("prompts") / "smoke.txt"
 TEMPLATES = Path(str(files("openklein"))) / "playground" / "templates"
 THUMBNAIL_PX = 192
-SHOWN = ("a lion", "a strawberry", "a soccer ball", "a hamburger", "a penguin on a light blue background")
+SHOWN = (
+    "a lion", "a strawberry", "a soccer ball", "a hamburger", "a penguin on a light blue background",
+    "three pumpkins", "a sunflower in a meadow", "a castle at sunset",
+)  # fmt: skip
+EDITED = (  # which of those are edited, and how
+    ((0,), "change the background to teal"),
+    ((0,), "make it black and white"),
+    ((4,), "mirror the image"),
+    ((1,), "paint it blue"),
+    ((0,), "turn it into a line drawing"),
+    ((2,), "make it smaller"),
+    ((0, 1), "put them side by side"),
+    ((0, 3), "put image 1 on top of image 2"),
+)
 
 
 def plain_prompts(pipeline: Pipeline, folder: Path) -> None:
@@ -37,11 +50,7 @@ def plain_prompts(pipeline: Pipeline, folder: Path) -> None:
 def first_screen(pipeline: Pipeline, folder: Path) -> None:
     """Draw from prompts, and edit what was drawn."""
     drawn = [make(pipeline, prompt, 0) for prompt in SHOWN]
-    edited = [
-        make(pipeline, "change the background to teal", 0, drawn[0]),
-        make(pipeline, "make it black and white", 0, drawn[0]),
-        make(pipeline, "mirror the image", 0, drawn[-1]),
-    ]
+    edited = [make(pipeline, prompt, 0, *(drawn[i] for i in sources)) for sources, prompt in EDITED]
     sheet([*drawn, *edited], 8, folder / "readme.png", THUMBNAIL_PX)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from training.data import Concept
 from training.families import Sample
-from training.further import at_ends, draw_renamed, is_taught, known_words
+from training.further import at_ends, draw_renamed, known_words
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 
 CONCEPTS = [Concept("Apple", ("fruit",))]
@@ -70,14 +70,6 @@ def test_every_other_word_for_a_thing_is_asked_for_as_often_and_means_the_thing(
         ].label.lower() in known
         said[alias] += 1
     assert min(said.values()) > 150
-
-
-def test_single_things_and_a_few_changes_are_taught() -> None:
-    scenes = [ON_WHITE, replace(ON_WHITE, things=(APPLE, APPLE))]
-    assert is_taught(Sample(0), scenes)
-    assert is_taught(Sample(0, (0,), "recolour"), scenes)
-    assert not is_taught(Sample(0, (0,), "rotate"), scenes)
-    assert not is_taught(Sample(1), scenes)
 
 
 def test_features_are_taken_from_the_last_token_on() -> None:
