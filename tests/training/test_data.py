@@ -1,5 +1,6 @@
 """Check how sprites are named and cut."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from training import data
-from training.data import SPRITE_PX, read_concepts, slug, trim
+from training.data import SPRITE_PX, draw_sprite, read_concepts, slug, trim
 
 
 def test_slug_spells_labels_as_the_icon_sets_do() -> None:
@@ -25,6 +26,14 @@ def test_trim_fills_the_square_and_keeps_the_shape() -> None:
     assert columns.max() - columns.min() == SPRITE_PX - 1
     assert abs((rows.max() - rows.min()) / SPRITE_PX - 0.5) < 0.02
     assert abs(rows.mean() - SPRITE_PX / 2) < 2
+
+
+def test_a_sprite_is_drawn_from_its_package_and_trimmed(tmp_path: Path) -> None:
+    body = '<rect x="2" y="6" width="4" height="4" fill="#f00"/>'
+    (tmp_path / "icons.json").write_text(json.dumps({"icons": {"box": {"body": body}}}))
+    sprite = draw_sprite(tmp_path, "box")
+    assert sprite.shape == (SPRITE_PX, SPRITE_PX, 4)
+    assert sprite[8:-8, 8:-8].reshape(-1, 4).min(0).tolist() == [255, 0, 0, 255]
 
 
 def test_concepts_have_labels_and_aliases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

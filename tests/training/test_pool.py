@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from training.data import read_concepts
 from training.families import shown_styles
-from training.pool import Families
+from training.model import load_shipped
+from training.pool import Encoder, Families, encode_canvas
 from training.scenes import SQUARE
 
 
@@ -22,3 +24,16 @@ def test_no_thing_is_missed_in_a_style_that_it_is_shown_in_and_none_is_shown_in_
             if sample.change is None and (scene.background, scene.grid) == ("white", SQUARE):
                 on_white |= shown
     assert on_white == seen == pairs
+
+
+def test_latents_come_in_the_order_of_the_pictures_numbers_whatever_order_those_come_in() -> None:
+    _, autoencoder, _ = load_shipped()
+    generator = torch.Generator().manual_seed(0)
+    square, wide = (torch.randint(256, (2, h, w, 3), generator=generator).byte() for h, w in ((64, 64), (64, 128)))
+    encoder = Encoder(autoencoder)
+    encoder.add([3, 0], square)
+    encoder.add([2, 1], wide)
+    expected = [
+        encode_canvas(encoder.model, picture[None])[0].half() for picture in (square[1], wide[1], wide[0], square[0])
+    ]
+    torch.testing.assert_close(torch.from_numpy(encoder.finish()), torch.cat(expected).cpu(), atol=5e-3, rtol=5e-3)
