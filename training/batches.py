@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -112,8 +112,6 @@ class Pool(IterableDataset[Draw]):
         self,
         work: Path,
         seed: int = 0,
-        keep: Callable[[Sample, Sequence[Scene]], bool] | None = None,
-        favoured_edits: Mapping[str, float] = FAVOURED_EDITS,
         caption_dropout: float = CAPTION_DROPOUT,
     ) -> None:
         index: dict[str, Any] = json.loads((work / "pool" / "samples.json").read_text())
@@ -125,13 +123,11 @@ class Pool(IterableDataset[Draw]):
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
         self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
         self.rng = np.random.default_rng(seed)
-        self.seed, self.favoured_edits, self.caption_dropout = seed, favoured_edits, caption_dropout
+        self.seed, self.caption_dropout = seed, caption_dropout
         self.shares = torch.tensor(stage_shares(1)).share_memory_()  # type: ignore[no-untyped-call] # by all that draw
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
         for row in index["samples"]:
             sample = Sample(row["target"], tuple(row["references"]), row["change"])
-            if keep and not keep(sample, self.scenes):
-                continue
             kind = ("text", "edit", "layout")[min(2, len(sample.references))]  # joins count as layouts
             shape = tuple(self.scenes[i].grid for i in (sample.target, *sample.references))
             self.shapes[kind].setdefault(shape, []).append(sample)
@@ -150,7 +146,7 @@ class Pool(IterableDataset[Draw]):
         """Have what newcomers ask for first drawn more often: a common thing on its own, some edits."""
         if kind == "plain":
             return COMMON_WEIGHT if self.thing(sample) < COMMON_THINGS else 1.0
-        return self.favoured_edits.get(str(sample.change), 1.0)
+        return FAVOURED_EDITS.get(str(sample.change), 1.0)
 
     def sort(self, kind: str, sample: Sample) -> Hashable:
         """Tell plain samples by their thing, captions by whether they name several things, all others by the change."""

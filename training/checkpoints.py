@@ -69,7 +69,7 @@ class Run:
         self.save()
 
     def record(self, **losses: Tensor | float) -> None:
-        """Note the losses of a step; `loss` is the one that is shown, and a nan counts as none.
+        """Note the losses of a step; `loss` is the one that is shown. Of the others a nan counts as none.
 
         Tensors are read when they are logged: until then a GPU need not be waited for.
         """
@@ -96,8 +96,9 @@ class Run:
             part.load_state_dict(saved["parts"][name])
 
     def _log(self) -> float:
-        means = {name: round(torch.stack(losses).nanmean().item(), 5) for name, losses in self._losses.items()}
-        drawn = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        kept = {name: torch.stack(losses) for name, losses in self._losses.items()}
+        means = {name: round((k if name == "loss" else k[~k.isnan()]).mean().item(), 5) for name, k in kept.items()}
+        drawn = {name: mean for name, mean in means.items() if name == "loss" or not math.isnan(mean)}
         row = {"step": self.step, "minutes": round(self.elapsed / 60, 2), **drawn}
         with (self.folder / "loss.jsonl").open("a") as log:
             log.write(json.dumps(row) + "\n")

@@ -59,12 +59,12 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         average.update(student)
 
 
-def guide(model: MiniModel, batch: Batch, pool: Pool, guidance: float | Tensor = GUIDANCE) -> GuidedTeacher:
+def guide(model: MiniModel, batch: Batch, pool: Pool) -> GuidedTeacher:
     """Guide the model away from what it draws without a caption."""
     ids, mask = pool.tokenizer.encode([""] * len(batch.ids))
     padding = (0, batch.ids.shape[1] - ids.shape[1])
     blanks = F.pad(ids, padding, value=int(ids[0, -1])), F.pad(mask, padding)
-    return GuidedTeacher(model, (batch.ids, batch.mask), blanks, guidance)
+    return GuidedTeacher(model, (batch.ids, batch.mask), blanks, GUIDANCE)
 
 
 def descend(

@@ -14,7 +14,7 @@ from training.art import HELD_OUT_PHOTOS
 from training.bench import SEED, Bench, make
 from training.measures import psnr
 from training.model import load_shipped
-from training.precision import FAST_DTYPE
+from training.precision import DEVICE, FAST_DTYPE
 from training.scenes import Tone, apply_tone
 
 TONES: dict[str, Tone] = {"make it black and white": "greyscale", "make it brighter": "brighten"}
@@ -43,10 +43,10 @@ def photographs(work: Path, pipeline: Pipeline) -> dict[str, float]:
 def round_trips(bench: Bench) -> dict[str, float]:
     """Encode and decode photographs, and things in styles that were held out, at full resolution."""
     _, autoencoder, _ = load_shipped()
-    autoencoder = autoencoder.to(FAST_DTYPE).eval()
+    autoencoder = autoencoder.to(DEVICE, FAST_DTYPE).eval()
 
     def round_trip(picture: Image.Image) -> float:
-        latents = autoencoder.encode(to_tensor(picture)[None].to(FAST_DTYPE))
+        latents = autoencoder.encode(to_tensor(picture)[None].to(DEVICE, FAST_DTYPE))
         return psnr(np.asarray(to_image(autoencoder.decode(latents)[0])), np.asarray(picture))
 
     decibels = {name: round_trip(photo) for name, photo in held_out_photos(bench.work)}

@@ -51,7 +51,7 @@ def whiten_context(model: MiniModel, pool: Pool) -> None:
     power, directions = torch.linalg.eigh(features.T @ features / len(features))
     kept = slice(-model.transformer.context_embedder.out_features, None)
     power, directions = power[kept], directions[:, kept]
-    rotation = nn.init.orthogonal_(torch.empty(len(power), len(power)))
+    rotation = nn.init.orthogonal_(torch.empty_like(power.diag()))
     scale = CONTEXT_STD / torch.sqrt(power + 0.003 * power.max())
     model.transformer.context_embedder.weight.copy_(rotation @ (directions * scale).T)
 

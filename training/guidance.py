@@ -14,7 +14,7 @@ class GuidedTeacher:
     """Predict guided velocities for one batch of captions and references; text is encoded once."""
 
     def __init__(
-        self, model: MiniModel, captions: tuple[Tensor, Tensor], blanks: tuple[Tensor, Tensor], guidance: float | Tensor
+        self, model: MiniModel, captions: tuple[Tensor, Tensor], blanks: tuple[Tensor, Tensor], guidance: float
     ) -> None:
         self._model = model
         self._guidance = guidance

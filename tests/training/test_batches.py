@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from openklein.engine.catalog import KLEIN_MINI
+from openklein.engine.tokens import image_ids, reference_ids, text_ids
+from openklein.engine.transformer import FlowTransformer
 from training import data
 from training.batches import KINDS, Latents, Pool, rotary_of
 from training.families import Sample
@@ -52,8 +55,10 @@ def test_a_batch_holds_the_pictures_of_its_samples(work: Path) -> None:
 
 
 def test_a_rotation_is_that_of_the_transformer() -> None:
-    assert rotary_of(16, SQUARE, ()) is rotary_of(16, SQUARE, ())
-    assert not torch.equal(rotary_of(16, WIDE, ()), rotary_of(16, (11, 6), ()))
+    ids = torch.cat([text_ids(16), image_ids(*WIDE), reference_ids((SQUARE, WIDE))])
+    with torch.device("meta"):
+        transformer = FlowTransformer(KLEIN_MINI.transformer)
+    assert torch.equal(rotary_of(16, WIDE, (SQUARE, WIDE)).cpu(), transformer.rotary(ids))
 
 
 def test_processes_draw_differently_and_heed_what_the_shares_become(work: Path) -> None:

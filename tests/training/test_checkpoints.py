@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -50,6 +51,16 @@ def test_losses_are_logged_as_json_lines(tmp_path: Path) -> None:
     assert run._log() == 2.0
     row = json.loads((tmp_path / "loss.jsonl").read_text())
     assert (row["loss"], row["from_07"]) == (2.0, 5.0)
+
+
+def test_a_range_that_was_not_drawn_is_left_out_but_a_loss_that_is_no_number_shows(tmp_path: Path) -> None:
+    run = Run(tmp_path, 1.0, {})
+    nan = torch.tensor(float("nan"))
+    run.record(loss=1.0, from_07=nan, from_09=nan)
+    run.record(loss=nan, from_07=5.0, from_09=nan)
+    assert math.isnan(run._log())
+    row = json.loads((tmp_path / "loss.jsonl").read_text())
+    assert (math.isnan(row["loss"]), row["from_07"], "from_09" in row) == (True, 5.0, False)
 
 
 def test_something_is_due_each_time_so_many_minutes_have_passed(tmp_path: Path) -> None:
