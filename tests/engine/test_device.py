@@ -3,27 +3,30 @@ import platform
 import pytest
 import torch
 
-from openklein.engine.device import choose_device, cpu_flags
+from openklein.engine.device import choose_device, cpu_flags, cpu_vendor
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="only Linux lists the CPU's instruction sets in a file")
 def test_cpu_flags_are_read() -> None:
     assert {"fpu", "sse2"} <= cpu_flags() or platform.machine() != "x86_64"
     assert all(flag and flag.strip() == flag for flag in cpu_flags())
+    assert cpu_vendor().isalnum() or platform.machine() != "x86_64"
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype", "reason"),
+    ("vendor", "flags", "dtype", "reason"),
     [
-        ({"avx512_bf16", "avx2"}, torch.bfloat16, "this CPU has avx512_bf16"),
-        ({"amx_bf16", "avx512_bf16"}, torch.bfloat16, "this CPU has amx_bf16 and avx512_bf16"),
-        ({"avx2", "avx512f"}, torch.float32, "neither amx_bf16 nor avx512_bf16"),
-        (set(), torch.float32, "neither amx_bf16 nor avx512_bf16"),
+        ("AuthenticAMD", {"avx512_bf16", "avx2"}, torch.bfloat16, "this AMD CPU has avx512_bf16"),
+        ("GenuineIntel", {"amx_bf16", "avx512_bf16"}, torch.bfloat16, "this CPU has amx_bf16"),
+        ("GenuineIntel", {"avx512_bf16", "avx2"}, torch.float32, "neither amx_bf16 nor AMD's avx512_bf16"),
+        ("AuthenticAMD", {"avx2", "avx512f"}, torch.float32, "neither amx_bf16 nor AMD's avx512_bf16"),
+        ("", set(), torch.float32, "neither amx_bf16 nor AMD's avx512_bf16"),
     ],
 )
 def test_the_cpu_gets_bfloat16_only_where_it_is_fast(
-    monkeypatch: pytest.MonkeyPatch, flags: set[str], dtype: torch.dtype, reason: str
+    monkeypatch: pytest.MonkeyPatch, vendor: str, flags: set[str], dtype: torch.dtype, reason: str
 ) -> None:
+    monkeypatch.setattr("openklein.engine.device.cpu_vendor", lambda: vendor)
     monkeypatch.setattr("openklein.engine.device.cpu_flags", lambda: frozenset(flags))
     choice = choose_device("cpu")
     assert (choice.device, choice.dtype) == (torch.device("cpu"), dtype)
