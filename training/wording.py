@@ -5,7 +5,23 @@ from typing import Literal
 import numpy as np
 
 from training.data import STYLES, Concept
-from training.scenes import PLACES, Layout, Scene, Thing, Tone, default_style
+from training.phrases import (
+    ASKED,
+    ASKING,
+    BACKGROUND,
+    BIGGER,
+    DOING,
+    MIRROR,
+    PRAISE,
+    RECOLOUR,
+    REMOVE,
+    REPLACE,
+    RESTYLE,
+    SMALLER,
+    TONES,
+    TURNS,
+)
+from training.scenes import PLACES, Layout, Scene, Thing, default_style
 
 Edit = Literal[
     "background", "mirror", "tone", "rotate", "restyle", "recolour", "add", "remove", "replace", "move", "resize",
@@ -14,54 +30,19 @@ Edit = Literal[
 Join = Literal["insert", "place", "style", "stack"]  # what two references make together
 SMALL, BIG = 0.5, 0.93  # sizes of a single thing that are called small and big
 NUMBERS = ("", "one", "two", "three", "four")
-TONES: dict[Tone, tuple[str, ...]] = {
-    "greyscale": (
-        "make it black and white", "convert to greyscale", "make it grayscale", "remove the colors",
-        "turn it into a black and white picture", "greyscale", "desaturate it", "in black and white", "make it gray",
-        "in shades of gray", "like an old black and white photo", "drain the colors", "turn everything gray",
-    ),
-    "invert": (
-        "invert the colors", "invert it", "make a negative", "turn it into a negative", "reverse the colors",
-        "swap dark and light", "show the negative", "the opposite colors",
-    ),
-    "brighten": (
-        "make it brighter", "brighten it", "lighten the image", "brighten the picture", "more light",
-        "turn up the light", "make everything lighter", "it is too dark",
-    ),
-    "darken": (
-        "make it darker", "darken it", "darken the image", "make the picture darker", "less light", "dim the light",
-        "make everything darker", "it is too bright",
-    ),
-    "outline": (
-        "turn it into a line drawing", "draw its outlines", "make it a line drawing", "trace the outlines",
-        "only the outlines", "as a line drawing", "just lines", "a sketch of its edges",
-    ),
-}  # fmt: skip
-TURNS = {
-    1: (
-        "rotate it to the left", "turn it 90 degrees counterclockwise", "rotate left", "a quarter turn to the left",
-        "turn it on its left side", "rotate by 90 degrees to the left",
-    ),
-    2: (
-        "turn it upside down", "rotate it by 180 degrees", "flip it upside down", "upside down", "stand it on its head",
-        "flip it vertically", "half a turn",
-    ),
-    3: (
-        "rotate it to the right", "turn it 90 degrees clockwise", "rotate right", "a quarter turn to the right",
-        "turn it on its right side", "rotate by 90 degrees to the right",
-    ),
-}  # fmt: skip
-ASKING = (
-    "a picture of", "an image of", "a drawing of", "an illustration of", "a photo of", "a painting of", "artwork of",
-    "draw", "draw me", "please draw", "make", "make me", "create", "generate", "design", "give me", "i want",
-    "i want to see", "let me see", "could you draw", "would you make", "may i have", "get me", "here is", "this is",
-    "there is", "just", "only", "imagine", "it is",
-)  # fmt: skip
-ASKED = (
-    "thanks", "thank you", "high quality", "very detailed", "digital art", "clip art", "on its own", "centered",
-    "isolated", "as a sticker", "for a book", "for my presentation", "emoji", "a simple picture", "nothing around it",
-)  # fmt: skip
-PRAISE = ("cute ", "lovely ", "beautiful ", "pretty ", "simple ", "cool ", "perfect ", "single ")
+
+
+class Plainest(np.random.Generator):
+    """Draw the first of all options always, and no flourish: what is worded with it is in the plainest words."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.PCG64())
+
+    def random(self) -> float:  # type: ignore[override]
+        return 1.0
+
+    def integers(self, end: int) -> int:  # type: ignore[override]
+        return 0
 
 
 def pick(rng: np.random.Generator, *options: str) -> str:
@@ -94,7 +75,7 @@ def word_thing(thing: Thing, concepts: list[Concept], rng: np.random.Generator, 
     size = "" if not sized or SMALL < thing.size < BIG else pick(rng, "small ", "little ") if thing.size <= SMALL else (
         pick(rng, "big ", "large ")
     )  # fmt: skip
-    praise = pick(rng, *PRAISE) if sized and rng.random() < 0.06 else ""
+    praise = pick(rng, *PRAISE) if sized and rng.random() < 0.15 else ""
     words = f"{praise}{size}{thing.tint + ' ' if thing.tint else ''}{noun}"
     if thing.skin_row:
         return f"{with_article(words)} with {thing.skin_tone} skin"
@@ -109,7 +90,7 @@ def word_background(background: str, rng: np.random.Generator) -> str:
         return pick(rng, f" on a gradient from {background}", f" with a {background} gradient background")
     if " and " in background:
         return pick(rng, f" on a {background} background", f" with a two-tone {background} background")
-    if background == "white" and rng.random() < 0.8:
+    if background == "white" and rng.random() >= 0.2:
         return ""
     article = with_article(background)
     return pick(
@@ -144,6 +125,7 @@ def caption(scene: Scene, concepts: list[Concept], rng: np.random.Generator) -> 
         text = word_relation(one, other, things, rng)
     else:
         text = ", ".join(word_thing(t, concepts, rng, sized=len(things) == 1) for t in things)
+        text += f" {pick(rng, *DOING)}" if rng.random() < 0.06 else ""
     style = list(STYLES)[first.style]
     if first.style != default_style(concepts[first.concept]) or rng.random() < 0.4:
         text = pick(
@@ -159,7 +141,7 @@ def caption(scene: Scene, concepts: list[Concept], rng: np.random.Generator) -> 
 def word_edit(change: Edit, before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
     """Ask for the edit that makes `after` of `before`, at times with a word more than it takes."""
     text = word_plain_edit(change, before, after, concepts, rng)
-    if rng.random() < 0.8:
+    if rng.random() >= 0.2:
         return text
     return pick(rng, f"please {text}", f"now {text}", f"{text}, thanks", f"{text} for me")
 
@@ -171,23 +153,14 @@ def word_plain_edit(
         case "background":
             return word_new_background(after.background, rng)
         case "mirror":
-            return pick(
-                rng, "mirror the image", "mirror it", "flip it horizontally", "flip the image", "mirror image",
-                "flip horizontally", "turn it to face the other way", "swap left and right", "reflect it",
-                "make it look in the other direction", "turn it around", "as seen in a mirror", "reverse the picture",
-            )  # fmt: skip
+            return pick(rng, *MIRROR)
         case "tone":
             return pick(rng, *TONES[after.tone])
         case "rotate":
             return pick(rng, *TURNS[after.quarter_turns])
         case "restyle":
             style = list(STYLES)[after.things[0].style]
-            return pick(
-                rng, f"make it {style}", f"in {style} style", f"turn it into {style} style",
-                f"redraw it in {style} style", f"the same thing as {with_article(style)} drawing",
-                f"change the style to {style}", f"as {with_article(style)} picture", f"make it look {style}",
-                f"convert it to {style} style", f"the {style} version of it", f"{style} style", f"use {style} style",
-            )  # fmt: skip
+            return pick(rng, *RESTYLE).format(style=style, a_style=with_article(style))
         case "skin":
             return word_new_skin(after.things[0].skin_tone, rng)
         case "expression":
@@ -201,14 +174,7 @@ def word_new_background(background: str, rng: np.random.Generator) -> str:
         return pick(rng, f"put it {background}", f"show it {background}", f"place it {background}")
     if " to " in background:
         return pick(rng, f"put it on a gradient from {background}", f"make the background a {background} gradient")
-    colour = background
-    return pick(
-        rng, f"change the background to {colour}", f"make the background {colour}", f"{colour} background",
-        f"put it on {with_article(colour)} background", f"turn the background {colour}",
-        f"set the background to {colour}", f"with {with_article(colour)} background", f"put {colour} behind it",
-        f"use {colour} for the background", f"color the background {colour}", f"on {colour}",
-        f"everything behind it should be {colour}", f"{with_article(colour)} background instead",
-    )  # fmt: skip
+    return pick(rng, *BACKGROUND).format(colour=background, a_colour=with_article(background))
 
 
 def word_new_skin(tone: str, rng: np.random.Generator) -> str:
@@ -244,21 +210,17 @@ def word_change_of_things(
     if change == "remove":
         gone = next(t for t in before.things if t not in after.things)
         noun = word_concept(concepts[gone.concept], rng)
-        return pick(rng, f"remove the {noun}", f"take away the {noun}", f"delete the {noun}", f"erase the {noun}")
+        return pick(rng, *REMOVE).format(thing=noun)
     old, new = next((a, b) for a, b in zip(before.things, after.things, strict=True) if a != b)
     noun = word_concept(concepts[old.concept], rng)
     it = f"the {noun}" if len(before.things) > 1 or rng.random() < 0.4 else "it"
     if change == "recolour":
-        return pick(
-            rng, f"make {it} {new.tint}", f"paint {it} {new.tint}", f"color {it} {new.tint}", f"turn {it} {new.tint}",
-            f"give {it} the color {new.tint}", f"dye {it} {new.tint}", f"{it} should be {new.tint}",
-        )  # fmt: skip
+        return pick(rng, *RECOLOUR).format(it=it, colour=new.tint)
     if change == "replace":
         other = with_article(word_concept(concepts[new.concept], rng))
-        return pick(rng, f"replace {it} with {other}", f"turn {it} into {other}", f"change {it} to {other}")
+        return pick(rng, *REPLACE).format(it=it, other=other)
     if change == "resize":
-        words = ("smaller", "little", "half as big") if new.size < old.size else ("bigger", "larger", "twice as big")
-        return f"make {it} {pick(rng, *words)}"
+        return f"make {it} {pick(rng, *(SMALLER if new.size < old.size else BIGGER))}"
     where = (
         ("to the left" if new.x < old.x else "to the right") if new.x != old.x else "up" if new.y < old.y else "down"
     )
