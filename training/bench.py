@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openklein.contract import RESOLUTIONS
+from openklein.engine.mini_autoencoder import CANVAS_SCALE
 from openklein.engine.pipeline import Pipeline
 from openklein.engine.types import ImageRequest
 from training.data import STYLES, is_held_out, load_sprites, read_concepts
 from training.families import shown_styles
 from training.judge import load_judge, rank, read_pictures
 from training.measures import Pixels, crop, psnr
-from training.scenes import Scene, Thing, mask_and_paint, paint
+from training.scenes import CANVAS_TOKEN_PX, VISIBLE, Scene, Thing, mask_and_paint, paint
 
 THUMBNAIL_PX = 128
 SHOWN_ON_SHEET = 48
@@ -97,10 +98,11 @@ class Bench:
         return float(right.mean())
 
     def paint(self, scene: Scene) -> Pixels:
-        return paint(scene, self.sprites)
+        return paint(scene, self.sprites)[seen(scene)]
 
     def picture(self, scene: Scene) -> Image.Image:
-        return Image.fromarray(self.paint(scene)).resize(RESOLUTIONS["square"], Image.Resampling.BICUBIC)
+        height, width = (CANVAS_SCALE * side for side in VISIBLE[scene.grid])
+        return Image.fromarray(self.paint(scene)).resize((width, height), Image.Resampling.BICUBIC)
 
     def ranks(self, results: Sequence[Image.Image], things: Sequence[Thing]) -> NDArray[np.int64]:
         """Rank each thing where it should stand in its picture: how many others the judge finds likelier."""
@@ -122,8 +124,9 @@ class Bench:
 
     def object_psnr(self, result: Image.Image, case: Case) -> float:
         """Compare what is well inside the thing with the true outcome, in dB."""
-        target, covered = mask_and_paint(case.target, self.sprites)
-        inside = covered > 0.98
+        window = seen(case.target)
+        painted, covered = mask_and_paint(case.target, self.sprites)
+        target, inside = painted[window], covered[window] > 0.98
         return psnr(shrink(result, target)[inside], target[inside])
 
     def write_failures(self) -> None:
@@ -142,6 +145,13 @@ class Bench:
 FAILURES_INTRODUCTION = (
     "The first failures of each group of figures, not chosen: what would be right, and what came, four pairs a row."
 )
+
+
+def seen(scene: Scene) -> tuple[slice, slice]:
+    """Give the rows and columns of a scene's canvas that the product shows."""
+    sides = zip(scene.grid, VISIBLE[scene.grid], strict=True)
+    rows, columns = (slice((CANVAS_TOKEN_PX * n - side) // 2, (CANVAS_TOKEN_PX * n + side) // 2) for n, side in sides)
+    return rows, columns
 
 
 def shrink(result: Image.Image, target: Pixels) -> Pixels:

@@ -20,6 +20,7 @@ from PIL import Image
 from openklein.contract import MINI_MODEL, RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.device import choose_device
+from openklein.engine.tokens import Grid
 from openklein.engine.weights import load_card, load_pipeline
 from training.batches import COMMON_THINGS
 from training.bench import Bench, Case, Verdicts, shrink
@@ -30,7 +31,19 @@ from training.fidelity import photographs, round_trips
 from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
 from training.model import load_model
 from training.people import draw_people
-from training.scenes import COLOURS, POSED_SIZE, SQUARE, Scene, Thing, arrange, default_style, halved
+from training.scenes import (
+    COLOURS,
+    POSED_SIZE,
+    SQUARE,
+    Layout,
+    Scene,
+    Thing,
+    arrange,
+    columns_of,
+    default_style,
+    grid_of,
+    halved,
+)
 from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -40,8 +53,8 @@ UNCHANGED_PSNR_DB, KEPT_PSNR_DB = 30.0, 20.0
 Shares = dict[str, float]
 
 
-def alone(thing: int, style: int, background: str = "white") -> Scene:
-    return Scene((Thing(thing, style, POSED_SIZE),), background, SQUARE)
+def alone(thing: int, style: int, background: str = "white", grid: Grid = SQUARE) -> Scene:
+    return Scene((Thing(thing, style, POSED_SIZE),), background, grid)
 
 
 def named(bench: Bench, thing: int, style: int) -> str:
@@ -105,7 +118,7 @@ def two_side_by_side(bench: Bench) -> Shares:
     """Ask for two things side by side; look for each on its own side, and on either."""
     cases = []
     for (one, style), (two, _) in zip(bench.pairs(), bench.pairs(), strict=True):
-        things = arrange([Thing(one, style, POSED_SIZE), Thing(two, style, POSED_SIZE)], "row", SQUARE)
+        things = arrange([Thing(one, style, POSED_SIZE), Thing(two, style, POSED_SIZE)], 2, SQUARE)
         left, right = (word_noun(bench.concepts[i].label.lower()) for i in (one, two))
         cases.append(Case(f"{left} to the left of {right}", Scene(things, "white", SQUARE)))
     results = bench.run(cases, "pairs")
@@ -124,7 +137,7 @@ def counts(bench: Bench) -> Shares:
         count, noun = 1 + number % 4, bench.concepts[thing].label.lower()
         one = alone(thing, default_style(bench.concepts[thing]))
         prompt = f"{NUMBERS[count]} {noun if count == 1 else plural(noun)}"
-        cases.append(Case(prompt, one if count == 1 else counted(one.things[0], count, "white")))
+        cases.append(Case(prompt, one if count == 1 else counted(one.things[0], count, "white", SQUARE)))
     results = bench.run(cases, "counts")
     right = [
         count_parts(np.asarray(result)) == count_parts(np.asarray(bench.picture(case.target)))
@@ -145,11 +158,11 @@ def edit_case(bench: Bench, family: Family, sample: Sample) -> Case:
     return Case(word_sample(sample, family.scenes, bench.concepts, bench.rng), after, (before,))
 
 
-def edit_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
+def edit_cases(bench: Bench, grid: Grid = SQUARE) -> Iterator[tuple[str, Case]]:
     """Make every kind of edit of one thing and of two."""
     names = list(COLOURS)
     for number, (thing, style) in enumerate(bench.pairs()):
-        base = alone(thing, style, names[number % len(names)])
+        base = alone(thing, style, names[number % len(names)], grid)
         edits: list[tuple[str, Scene]] = list(changed_scenes(base, bench.rng))
         edits.append(("background", replace(base, background=names[(number + 5) % len(names)])))
         edits.append(("tone", replace(base, tone="greyscale")))
@@ -162,7 +175,8 @@ def edit_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
         after = moved(small, bench.rng)
         yield "move", Case(word_edit("move", small, after, bench.concepts, bench.rng), after, (small,))
         one, two = bench.pairs()[:2]
-        for family in (two_things([(thing, style), one, two], bench.rng), joined_things([one, two], [], bench.rng)):
+        pair = two_things([(thing, style), one, two], grid, bench.rng)
+        for family in (pair, joined_things([one, two], [], grid, bench.rng)):
             for sample in family.samples:
                 if sample.change in ("add", "remove", "replace"):
                     yield sample.change, edit_case(bench, family, sample)
@@ -221,10 +235,11 @@ def references(bench: Bench) -> Shares:
     for number in range(bench.size // 2):
         things = [Thing(*pairs[i % len(pairs)], POSED_SIZE) for i in range(3 * number, 3 * number + 2 + number % 3)]
         sources = tuple(Scene((thing,), "white", SQUARE) for thing in things)
-        for layout in ("row", "grid") if len(things) > 2 else ("row",):
-            target = Scene(arrange(things, layout, SQUARE), "white", SQUARE)
+        layouts: tuple[Layout, ...] = ("row", "grid") if len(things) > 2 else ("row",)
+        for layout in layouts:
+            target = Scene(arrange(things, columns_of(layout, len(things)), SQUARE), "white", SQUARE)
             by_change.setdefault(layout, []).append(Case(f"put them in a {layout}", target, sources))
-        family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], bench.rng)
+        family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], SQUARE, bench.rng)
         for sample in family.samples:
             if sample.change == "replace":  # which is an edit of one picture
                 continue
@@ -251,17 +266,19 @@ def held_out_words(bench: Bench) -> Shares:
     return shares | edits(bench, reworded(bench, HELD_OUT_WORDS / "edits.txt"), "words")
 
 
-def reworded(bench: Bench, file: Path) -> Iterator[tuple[str, Case]]:
-    """Ask for edits in the words of a file: lines of a change and a phrasing of it."""
+def reworded(bench: Bench, file: Path, aspect: str = "square") -> Iterator[tuple[str, Case]]:
+    """Ask for edits in the words of a file, lines of a change and a phrasing: every other one of a square picture."""
     words: dict[str, list[str]] = {}
     for line in file.read_text("utf-8").splitlines():
         change, _, text = line.partition(" | ")
         words.setdefault(change, []).append(text)
-    for number, (change, case) in enumerate(edit_cases(bench)):
+    for number, (change, case) in enumerate(edit_cases(bench, grid_of(*RESOLUTIONS[aspect]))):
         if change in words:
             (thing, *_), text = case.target.things, words[change][number % len(words[change])]
             colour = thing.tint or case.target.background
-            yield change, replace(case, prompt=text.format(colour=colour, style=list(STYLES)[thing.style]))
+            prompt = text.format(colour=colour, style=list(STYLES)[thing.style])
+            sources = tuple(replace(scene, grid=SQUARE) for scene in case.sources) if number % 2 else case.sources
+            yield change, replace(case, prompt=prompt, sources=sources, aspect=aspect)
 
 
 def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool = False) -> None:
@@ -285,6 +302,7 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
         "by_name": by_name(bench, "by_name", every, lambda c: c.label),
         "by_name_landscape": by_name(bench, "by_name_landscape", every, lambda c: c.label, "landscape"),
         "common": by_name(bench, "common", every[:COMMON_THINGS], lambda c: c.label),
+        "landscape_words": edits(bench, reworded(bench, PLAIN_WORDS, "landscape"), "landscape_words"),
     }
     if bench.pipeline:
         figures["photographs"] = photographs(work, bench.pipeline)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import get_args
 
 import numpy as np
@@ -9,10 +10,12 @@ import numpy as np
 from openklein.engine.tokens import Grid
 from training.data import STYLES, Concept, is_held_out
 from training.scenes import (
+    CANVAS_TOKEN_PX,
     COLOURS,
     DEFAULT_GRID,
     PLACES,
     POSED_SIZE,
+    SLOT_PX,
     SQUARE,
     VISIBLE,
     Layout,
@@ -20,12 +23,14 @@ from training.scenes import (
     Thing,
     Tone,
     arrange,
+    columns_of,
     halved,
 )
 from training.wording import Edit, Join, caption, word_edit, word_join, word_layout
 
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
+RESHAPED_SHARE = 0.4  # of edits whose outcome has another shape: whoever names none gets landscape
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +110,10 @@ def draw_wide_grid(rng: np.random.Generator) -> Grid:
     return list(GRID_WEIGHTS)[rng.choice(len(GRID_WEIGHTS), p=list(GRID_WEIGHTS.values()))]
 
 
+def draw_grid(rng: np.random.Generator) -> Grid:
+    return SQUARE if rng.random() < 0.5 else draw_wide_grid(rng)
+
+
 def loose(concept: int, rng: np.random.Generator) -> Thing:
     """Place a thing anywhere, at any size that shows it well."""
     size = rng.uniform(0.5, 0.92)
@@ -112,31 +121,33 @@ def loose(concept: int, rng: np.random.Generator) -> Thing:
     return Thing(concept, 0, size, x, y, bool(rng.random() < 0.4))
 
 
-def one_thing(concept: int, styles: list[int], posed: bool, rng: np.random.Generator) -> Family:
+def one_thing(concept: int, styles: list[int], posed: bool, grid: Grid, rng: np.random.Generator) -> Family:
     """Draw one thing in two styles on two backgrounds, in another aspect ratio, and changed in every way."""
     family = Family()
     first = draw_background(rng)
     second = draw_background(rng, besides=first)
     thing = Thing(concept, 0, POSED_SIZE) if posed else loose(concept, rng)
     style, other = (styles[i] for i in rng.permutation(len(styles) + 1)[:2] % len(styles))
-    base = Scene((replace(thing, style=style),), first, SQUARE)
+    base = Scene((replace(thing, style=style),), first, grid)
     plain, turned = family.add(base), family.add(replace(base, background=second))
-    grid = draw_wide_grid(rng)
-    wide = family.add(replace(base, grid=grid))
-    wide_turned = family.add(replace(base, background=second, grid=grid))
-    described = [plain, turned, wide, wide_turned]
+    elsewhere = replace(base, grid=draw_wide_grid(rng) if grid == SQUARE else SQUARE)
+    reshaped, reshaped_turned = family.add(elsewhere), family.add(replace(elsewhere, background=second))
+    described = [plain, turned, reshaped, reshaped_turned]
     family.samples += [
         Sample(turned, (plain,), "background"),
         Sample(plain, (turned,), "background"),
-        Sample(wide_turned, (plain,), "background"),
-        Sample(wide_turned, (wide,), "background"),
+        Sample(reshaped_turned, (plain,), "background"),
+        Sample(reshaped_turned, (reshaped,), "background"),
     ]
     if style != other:
-        redrawn, elsewhere = (family.add(restyled(family.scenes[i], other)) for i in (plain, turned))
-        described += [redrawn, elsewhere]
+        redrawn, redrawn_turned = (family.add(restyled(family.scenes[i], other)) for i in (plain, turned))
+        described += [redrawn, redrawn_turned]
         family.samples += [Sample(redrawn, (plain,), "restyle"), Sample(plain, (redrawn,), "restyle")]
-        family.samples += [Sample(turned, (elsewhere,), "restyle"), Sample(wide, (redrawn,), "restyle")]
+        family.samples += [Sample(turned, (redrawn_turned,), "restyle")]
+        family.samples += [Sample(reshaped, (redrawn,), "restyle")]
     for change, scene in changed_scenes(base, rng):
+        if change != "rotate" and rng.random() < RESHAPED_SHARE:
+            scene = replace(scene, grid=elsewhere.grid)
         after = family.add(scene)
         family.samples.append(Sample(after, (plain,), change))
         if change == "mirror":
@@ -173,45 +184,46 @@ def restyled(scene: Scene, style: int) -> Scene:
 
 
 def changed_scenes(base: Scene, rng: np.random.Generator) -> Iterator[tuple[Edit, Scene]]:
-    """Change the one thing of a square scene, or the whole picture, in one way each."""
+    """Change the one thing of a scene, or the whole picture, in one way each; only a square one is turned."""
     (thing,) = base.things
     yield "mirror", base.mirror()
     tones = get_args(Tone)[1:]
     yield "tone", replace(base, tone=tones[rng.integers(len(tones))])
-    yield "rotate", replace(base, quarter_turns=int(rng.integers(1, 4)))
+    if base.grid == SQUARE:
+        yield "rotate", replace(base, quarter_turns=int(rng.integers(1, 4)))
     yield "recolour", replace(base, things=(replace(thing, tint=draw_tint(rng)),))
     yield "resize", replace(base, things=(halved(thing),))
 
 
 def moved(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Move the one thing of a square scene, which leaves room, half a slot up, down or to a side."""
-    (thing,), step = scene.things, float(rng.choice((-0.25, 0.25)))
-    there = replace(thing, x=thing.x + step) if rng.random() < 0.5 else replace(thing, y=thing.y + step)
+    """Move the one thing of a scene, which leaves room, up, down or to a side: a quarter of it, in whole tokens."""
+    (thing,), sign = scene.things, float(rng.choice((-1, 1)))
+    down, right = (CANVAS_TOKEN_PX * (side // 4 // CANVAS_TOKEN_PX) / side for side in VISIBLE[scene.grid])
+    there = replace(thing, x=thing.x + sign * right) if rng.random() < 0.5 else replace(thing, y=thing.y + sign * down)
     return replace(scene, things=(there,))
 
 
-def stand(first: Thing, second: Thing, rng: np.random.Generator) -> tuple[Thing, Thing]:
+def stand(first: Thing, second: Thing, grid: Grid, rng: np.random.Generator) -> tuple[Thing, ...]:
     """Place two things beside, above or in front of each other."""
     match int(rng.choice(3, p=(0.6, 0.25, 0.15))):
         case 0:
-            return halved(first, right=-0.5), halved(second, right=0.5)
+            return arrange([first, second], 2, grid)
         case 1:
-            return halved(first, down=-0.5), halved(second, down=0.5)
+            return arrange([first, second], 1, grid)
     return first, halved(second, down=0.5)
 
 
-def two_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Family:
+def two_things(pairs: list[tuple[int, int]], grid: Grid, rng: np.random.Generator) -> Family:
     """Draw two things together, with one of them gone, and with another in its place."""
     family, background = Family(), draw_background(rng)
     one, two, three = (Thing(concept, style, POSED_SIZE) for concept, style in pairs)
-    a, b = stand(one, two, rng)
-    both = family.add(Scene((a, b), background, SQUARE))
-    first = family.add(Scene((a,), background, SQUARE))
-    second = family.add(Scene((b,), background, SQUARE))
-    swapped = family.add(Scene((a, replace(three, size=b.size, x=b.x, y=b.y)), background, SQUARE))
-    tinted = family.add(Scene((a, replace(b, tint=draw_tint(rng))), background, SQUARE))
-    wide = family.add(Scene(arrange([one, two], "row", DEFAULT_GRID), background, DEFAULT_GRID))
-    family.samples += [Sample(i) for i in (both, swapped, tinted, wide)]
+    a, b = stand(one, two, grid, rng)
+    both = family.add(Scene((a, b), background, grid))
+    first = family.add(Scene((a,), background, grid))
+    second = family.add(Scene((b,), background, grid))
+    swapped = family.add(Scene((a, replace(three, size=b.size, x=b.x, y=b.y)), background, grid))
+    tinted = family.add(Scene((a, replace(b, tint=draw_tint(rng))), background, grid))
+    family.samples += [Sample(i) for i in (both, swapped, tinted)]
     family.samples += [
         Sample(both, (first,), "add"),
         Sample(first, (both,), "remove"),
@@ -223,39 +235,44 @@ def two_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Family
 
 
 def many_of_a_kind(concept: int, style: int, rng: np.random.Generator) -> Family:
-    """Draw one to four of a thing."""
+    """Draw two to four of a thing, in a square picture and in another."""
     family, background = Family(), draw_background(rng)
     thing = Thing(concept, style, POSED_SIZE, tint=draw_tint(rng) if rng.random() < 0.2 else "")
-    family.samples += [Sample(family.add(counted(thing, n, background))) for n in (2, 3, 4)]
+    grids = SQUARE, draw_wide_grid(rng)
+    family.samples += [Sample(family.add(counted(thing, n, background, grid))) for n in (2, 3, 4) for grid in grids]
     return family
 
 
-def counted(thing: Thing, count: int, background: str) -> Scene:
-    """Show two to four of a thing, in slots."""
-    return Scene(arrange([thing] * count, "grid", SQUARE), background, SQUARE)
+def counted(thing: Thing, count: int, background: str, grid: Grid) -> Scene:
+    """Show some of a thing, in as many columns as leave each the most room, and the fewest places empty."""
+    height, width = VISIBLE[grid]
+
+    def room(columns: int) -> tuple[float, int, int]:
+        rows = ceil(count / columns)
+        return min(width / columns, height / rows, SLOT_PX), -rows * columns, columns
+
+    return Scene(arrange([thing] * count, max(range(1, count + 1), key=room), grid), background, grid)
 
 
-def joined_things(pairs: list[tuple[int, int]], styles: list[int], rng: np.random.Generator) -> Family:
+def joined_things(pairs: list[tuple[int, int]], styles: list[int], grid: Grid, rng: np.random.Generator) -> Family:
     """Make one picture of two: one thing in the other's picture, place or style, or above it."""
     family = Family()
     behind = draw_background(rng)
     one, two = (Thing(concept, style, POSED_SIZE) for concept, style in pairs)
-    source = family.add(Scene((one,), draw_background(rng), SQUARE))
-    beside = halved(two, right=-0.5)
-    scene = family.add(Scene((beside,), behind, SQUARE))
-    alone = family.add(Scene((two,), behind, SQUARE))
-    inserted = (beside, halved(one, right=0.5))
-    stacked = (halved(two, down=0.5), halved(one, down=-0.5))
-    placed = family.add(Scene((one,), behind, SQUARE))
+    source = family.add(Scene((one,), draw_background(rng), SQUARE if rng.random() < 0.5 else grid))
+    inserted = arrange([two, one], 2, grid)
+    stacked = arrange([one, two], 1, grid)
+    scene = family.add(Scene(inserted[:1], behind, grid))
+    alone = family.add(Scene((two,), behind, grid))
+    placed = family.add(Scene((one,), behind, grid))
     family.samples += [
-        Sample(family.add(Scene(inserted, behind, SQUARE)), (source, scene), "insert"),
+        Sample(family.add(Scene(inserted, behind, grid)), (source, scene), "insert"),
         Sample(placed, (source, alone), "place"),
         Sample(placed, (alone,), "replace"),
-        Sample(family.add(Scene(stacked, behind, SQUARE)), (source, alone), "stack"),
+        Sample(family.add(Scene(stacked, behind, grid)), (source, alone), "stack"),
     ]
     if two.style in styles and two.style != one.style:
-        background = family.scenes[source].background
-        redrawn = family.add(Scene((replace(one, style=two.style),), background, SQUARE))
+        redrawn = family.add(restyled(family.scenes[source], two.style))
         family.samples.append(Sample(redrawn, (source, alone), "style"))
     return family
 
@@ -264,13 +281,13 @@ def several_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Fa
     """Draw two to four things each alone, and all together."""
     family = Family()
     things = [Thing(concept, style, POSED_SIZE) for concept, style in pairs]
+    shown_in, grid = (SQUARE if rng.random() < 0.5 else DEFAULT_GRID for _ in range(2))
     for thing in things:
-        family.samples.append(Sample(family.add(Scene((thing,), draw_background(rng), SQUARE))))
+        family.samples.append(Sample(family.add(Scene((thing,), draw_background(rng), shown_in))))
     layout: Layout = "grid" if len(things) > 2 and rng.random() < 0.5 else "row"
-    grid = SQUARE if layout == "grid" or rng.random() < 0.5 else DEFAULT_GRID
     names = list(COLOURS)
     background = "white" if rng.random() < 0.6 else names[rng.integers(len(names))]
-    target = family.add(Scene(arrange(things, layout, grid), background, grid))
+    target = family.add(Scene(arrange(things, columns_of(layout, len(things)), grid), background, grid))
     family.samples.append(Sample(target, tuple(range(len(things))), layout))
     return family
 
@@ -284,15 +301,16 @@ def draw_family(number: int, order: list[int], styles: list[list[int]], rng: np.
         style = first[0] if alike and rng.random() < 0.6 else int(rng.choice(first))
         return [(c, style if alike and style in styles[c] else int(rng.choice(styles[c]))) for c in chosen]
 
+    grid = draw_grid(rng)
     match number % 8:
         case 3 | 4:
-            return two_things(take(3, alike=True), rng)
+            return two_things(take(3, alike=True), grid, rng)
         case 5:
             return many_of_a_kind(*take(1, alike=True)[0], rng)
         case 6:
             return several_things(take(int(rng.integers(2, 5))), rng)
         case 7:
             pairs = take(2)
-            return joined_things(pairs, styles[pairs[0][0]], rng)
+            return joined_things(pairs, styles[pairs[0][0]], grid, rng)
     concept = order.pop()
-    return one_thing(concept, styles[concept], number % 8 < 2, rng)
+    return one_thing(concept, styles[concept], number % 8 < 2, grid, rng)

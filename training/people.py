@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 
 from training.data import SKIN_TONES, Concept, skin_row
-from training.families import Family, Sample, draw_background
-from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
+from training.families import Family, Sample, draw_background, draw_grid
+from training.scenes import POSED_SIZE, Scene, Thing
 
 
 def skins(concept: int, person: int, style: int, rng: np.random.Generator) -> Family:
     """Draw the `person`th concept that comes in skin tones as its set draws it and with two of them."""
     family = Family()
     plain = Thing(concept, style, POSED_SIZE, mirrored=bool(rng.random() < 0.3))
-    base = Scene((plain,), draw_background(rng), SQUARE)
+    base = Scene((plain,), draw_background(rng), draw_grid(rng))
     first = family.add(base)
     toned = [
         family.add(replace(base, things=(replace(plain, skin_row=skin_row(person, int(tone))),)))
@@ -29,8 +29,8 @@ def skins(concept: int, person: int, style: int, rng: np.random.Generator) -> Fa
 
 def expressions(faces: Sequence[int], style: int, rng: np.random.Generator) -> Family:
     """Draw faces in the same place, each to be made of the one before."""
-    family, background = Family(), draw_background(rng)
-    drawn = [family.add(Scene((Thing(face, style, POSED_SIZE),), background, SQUARE)) for face in faces]
+    family, background, grid = Family(), draw_background(rng), draw_grid(rng)
+    drawn = [family.add(Scene((Thing(face, style, POSED_SIZE),), background, grid)) for face in faces]
     family.samples += [
         Sample(after, (before,), "expression") for before, after in zip(drawn, drawn[1:] + drawn[:1], strict=True)
     ]

@@ -3,6 +3,7 @@
 A picture here has canvas size: a quarter of the output's width and height, 32 pixels a token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, sqrt
 from typing import Literal
@@ -183,10 +184,13 @@ def halved(thing: Thing, right: float = 0.0, down: float = 0.0) -> Thing:
     return replace(thing, size=thing.size / 2, x=0.25 + (thing.x + right) / 2, y=0.25 + (thing.y + down) / 2)
 
 
-def arrange(things: list[Thing], layout: Layout, grid: Grid) -> tuple[Thing, ...]:
-    """Lay things out from left to right in one row, or in two rows: in slots where those fit, else smaller."""
+def columns_of(layout: Layout, count: int) -> int:
+    return count if layout == "row" else ceil(sqrt(count))
+
+
+def arrange(things: Sequence[Thing], columns: int, grid: Grid) -> tuple[Thing, ...]:
+    """Lay things out in so many columns, from left to right and then down: in slots where those fit, else smaller."""
     seen_height, seen_width = VISIBLE[grid]
-    columns = len(things) if layout == "row" else ceil(sqrt(len(things)))
     rows = ceil(len(things) / columns)
     cell = min(seen_width / columns, seen_height / rows)
     size = POSED_SIZE * min(cell, SLOT_PX) / min(seen_width, seen_height)

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from openklein.engine.tokens import Grid
 from training.data import STYLES, is_held_out, read_concepts
 from training.families import (
     Family,
@@ -21,7 +23,7 @@ from training.families import (
     word_sample,
 )
 from training.people import draw_people
-from training.scenes import DEFAULT_GRID, POSED_SIZE, SQUARE, VISIBLE, Scene, Thing, halved
+from training.scenes import CANVAS_TOKEN_PX, DEFAULT_GRID, POSED_SIZE, SQUARE, VISIBLE, Scene, Thing, halved
 
 
 def references(family: Family) -> Iterator[tuple[Scene, Scene, str]]:
@@ -56,9 +58,10 @@ def undo(change: str, before: Scene, after: Scene) -> Scene:
 def test_edits_of_one_thing_differ_only_in_what_was_asked() -> None:
     seen = set()
     for seed in range(40):
-        family = one_thing(5, [0, 1, 2], seed % 2 == 0, np.random.default_rng(seed))
+        grid = (SQUARE, DEFAULT_GRID, (11, 6))[seed % 3]
+        family = one_thing(5, [0, 1, 2], seed % 2 == 0, grid, np.random.default_rng(seed))
         for before, after, change in references(family):
-            seen.add(change)
+            seen.add((change, after.grid))
             assert before != after
             undone = undo(change, before, after)
             x = undone.things[0].x  # mirroring twice may round
@@ -66,7 +69,22 @@ def test_edits_of_one_thing_differ_only_in_what_was_asked() -> None:
             assert abs(x - before.things[0].x) < 1e-9
             if change == "resize":
                 assert after.things[0] == halved(before.things[0]) or before.things[0] == halved(after.things[0])
-    assert len(seen) == 8
+    changes = {"background", "restyle", "mirror", "tone", "recolour", "resize", "move"}
+    assert {change for change, grid in seen if grid == SQUARE} == changes | {"rotate"}
+    assert all({change for change, grid in seen if grid == wide} == changes for wide in (DEFAULT_GRID, (11, 6)))
+
+
+def test_edits_are_shown_into_another_shape_too() -> None:
+    ways = set()
+    for seed in range(20):
+        family = one_thing(5, [0, 1], True, SQUARE if seed % 2 else DEFAULT_GRID, np.random.default_rng(seed))
+        for sample in family.samples:
+            if sample.references:
+                grids = (family.scenes[i].grid == SQUARE for i in (*sample.references, sample.target))
+                ways.add((sample.change, *grids))
+    for change in ("background", "restyle", "mirror", "tone", "recolour", "resize"):
+        assert {way[1:] for way in ways if way[0] == change} >= {(True, True), (True, False), (False, True)}
+    assert {way[1:] for way in ways if way[0] == "rotate"} == {(True, True)}
 
 
 def test_portraits_show_a_thing_in_every_style_on_white_and_elsewhere_and_in_every_aspect() -> None:
@@ -83,20 +101,27 @@ def test_portraits_show_a_thing_in_every_style_on_white_and_elsewhere_and_in_eve
 
 def test_a_move_keeps_the_size_and_goes_one_way() -> None:
     for seed in range(20):
-        family = one_thing(5, [0], seed % 2 == 0, np.random.default_rng(seed))
+        grid = list(VISIBLE)[seed % len(VISIBLE)]
+        family = one_thing(5, [0], seed % 4 < 2, grid, np.random.default_rng(seed))
         for before, after, change in references(family):
             if change == "move":
+                height, width = VISIBLE[after.grid]
                 old, new = before.things[0], after.things[0]
                 assert new.size == old.size
                 assert (new.x == old.x) != (new.y == old.y)
-                assert all(new.size / 2 <= side <= 1 - new.size / 2 for side in (new.x, new.y))
+                tokens = (abs(new.x - old.x) * width + abs(new.y - old.y) * height) / CANVAS_TOKEN_PX
+                assert tokens == pytest.approx(round(tokens))
+                half = new.size * min(height, width) / 2
+                assert half <= new.x * width <= width - half
+                assert half <= new.y * height <= height - half
 
 
 def test_edits_of_two_things_leave_the_other_as_it_was() -> None:
     for seed in range(20):
-        family = two_things([(1, 0), (2, 0), (3, 0)], np.random.default_rng(seed))
+        grid = list(VISIBLE)[seed % len(VISIBLE)]
+        family = two_things([(1, 0), (2, 0), (3, 0)], grid, np.random.default_rng(seed))
         for before, after, change in references(family):
-            assert before.background == after.background
+            assert (before.background, after.grid) == (after.background, grid)
             match change:
                 case "add":
                     assert after.things[:-1] == before.things
@@ -111,8 +136,9 @@ def test_edits_of_two_things_leave_the_other_as_it_was() -> None:
                     raise AssertionError(f"a change nobody asked for: {change}")
 
 
-def test_two_references_join_in_their_order() -> None:
-    family = joined_things([(1, 0), (2, 1)], [0, 1], np.random.default_rng(0))
+@pytest.mark.parametrize("grid", VISIBLE)
+def test_two_references_join_in_their_order(grid: Grid) -> None:
+    family = joined_things([(1, 0), (2, 1)], [0, 1], grid, np.random.default_rng(0))
     for sample in family.samples:
         after = family.scenes[sample.target]
         if sample.change == "replace":
@@ -157,16 +183,22 @@ def test_families_take_turns_at_what_they_show() -> None:
 def test_captions_describe_one_pose_alone() -> None:
     for seed in range(20):
         for posed in (True, False):
-            family = one_thing(5, [0, 1, 2], posed, np.random.default_rng(seed))
+            family = one_thing(5, [0, 1, 2], posed, SQUARE, np.random.default_rng(seed))
             described = [family.scenes[s.target].things[0] for s in family.samples if not s.references]
             assert bool(described) == posed
             assert {(t.x, t.y, t.mirrored) for t in described} <= {(0.5, 0.5, False)}
             assert {t.size for t in described} <= {POSED_SIZE, POSED_SIZE / 2}
 
 
-def test_as_many_are_shown_as_are_counted() -> None:
-    for count in (2, 3, 4):
-        assert len({(t.x, t.y) for t in counted(Thing(5, 0, POSED_SIZE), count, "white").things}) == count
+@pytest.mark.parametrize(
+    ("count", "grid", "rows"),
+    [(2, SQUARE, [2]), (3, SQUARE, [2, 1]), (4, SQUARE, [2, 2]), (3, DEFAULT_GRID, [3]), (4, DEFAULT_GRID, [2, 2]),
+     (2, (11, 6), [1, 1]), (3, (11, 6), [1, 1, 1])],
+)  # fmt: skip
+def test_as_many_are_shown_as_are_counted_as_large_as_they_fit(count: int, grid: Grid, rows: list[int]) -> None:
+    things = counted(Thing(5, 0, POSED_SIZE), count, "white", grid).things
+    assert len({(t.x, t.y) for t in things}) == count
+    assert [n for _, n in sorted(Counter(t.y for t in things).items())] == rows
 
 
 def test_several_things_keep_their_order_and_style() -> None:
@@ -187,7 +219,7 @@ def test_held_out_pairs_are_never_shown() -> None:
         styles = shown_styles(concept)
         partly_held_out += 0 < len(styles) < len(STYLES)
         if styles:
-            family = one_thing(number, styles, True, np.random.default_rng(number))
+            family = one_thing(number, styles, True, SQUARE, np.random.default_rng(number))
             shown = {list(STYLES)[thing.style] for scene in family.scenes for thing in scene.things}
             assert not any(is_held_out(concept.label, style) for style in shown)
     assert partly_held_out > 50

@@ -16,10 +16,10 @@ from training.scenes import (
     POSED_SIZE,
     SQUARE,
     VISIBLE,
-    Layout,
     Scene,
     Thing,
     arrange,
+    columns_of,
     grid_of,
     halved,
     mask_and_paint,
@@ -57,11 +57,9 @@ def test_greyscale_has_equal_channels_and_keeps_the_layout(sprites: np.ndarray) 
     assert (covered == mask_and_paint(scene, sprites)[1]).all()
 
 
-@pytest.mark.parametrize(
-    ("layout", "order"), [("row", [(0.25, 0.5), (0.75, 0.5)]), ("grid", [(0.25, 0.5), (0.75, 0.5)])]
-)
-def test_two_things_stand_in_the_order_of_their_references(layout: Layout, order: list[tuple[float, float]]) -> None:
-    arranged = arrange([Thing(0, 0, 0.9), Thing(1, 0, 0.9)], layout, SQUARE)
+@pytest.mark.parametrize(("columns", "order"), [(2, [(0.25, 0.5), (0.75, 0.5)]), (1, [(0.5, 0.25), (0.5, 0.75)])])
+def test_two_things_stand_in_the_order_of_their_references(columns: int, order: list[tuple[float, float]]) -> None:
+    arranged = arrange([Thing(0, 0, 0.9), Thing(1, 0, 0.9)], columns, SQUARE)
     assert [(t.x, t.y) for t in arranged] == order
     assert [t.concept for t in arranged] == [0, 1]
 
@@ -69,9 +67,8 @@ def test_two_things_stand_in_the_order_of_their_references(layout: Layout, order
 @pytest.mark.parametrize("grid", VISIBLE)
 def test_arranged_things_never_touch_and_stay_visible(grid: Grid) -> None:
     height, width = VISIBLE[grid]
-    layouts: tuple[Layout, ...] = ("row", "grid")
-    for layout in layouts:
-        arranged = arrange([Thing(0, 0, 0.9)] * 4, layout, grid)
+    for columns in (columns_of("row", 4), columns_of("grid", 4), 1):
+        arranged = arrange([Thing(0, 0, 0.9)] * 4, columns, grid)
         side = arranged[0].size * min(height, width)
         for i, thing in enumerate(arranged):
             assert side / 2 <= thing.x * width <= width - side / 2
@@ -94,7 +91,7 @@ def test_a_halved_thing_stands_the_same_on_its_tokens_in_every_slot(sprites: np.
     corner = Scene((halved(posed, right=0.5, down=-0.5),), "white", SQUARE)
     assert (shown(corner, 0, 4) == middle).all()
     for grid, row, columns in ((SQUARE, 2, (0, 4)), (DEFAULT_GRID, 1, (1, 6))):
-        both = Scene(arrange([posed, posed], "row", grid), "white", grid)
+        both = Scene(arrange([posed, posed], 2, grid), "white", grid)
         assert all((shown(both, row, column) == middle).all() for column in columns)
 
 
