@@ -176,11 +176,15 @@ class Pool(IterableDataset[Draw]):
         count, weights = BATCH_SCALE * KINDS[kind][1], self.weights[kind][number] / totals[number]
         return shape, [samples[i] for i in self.rng.choice(len(samples), size=count, p=weights)]
 
-    def __iter__(self) -> Iterator[Draw]:
+    def choices(self) -> Iterator[tuple[tuple[Grid, ...], list[Sample]]]:
+        """Draw samples of one shape endlessly, others in each process."""
         if worker := get_worker_info():
             self.rng = np.random.default_rng((self.seed, worker.id))
         while True:
-            shape, samples = self.choose()
+            yield self.choose()
+
+    def __iter__(self) -> Iterator[Draw]:
+        for shape, samples in self.choices():
             yield self.draw(shape, samples, [self.word(sample) for sample in samples])
 
     def draw(self, shape: tuple[Grid, ...], samples: Sequence[Sample], words: Sequence[str]) -> Draw:

@@ -94,7 +94,7 @@ def load_autoencoder(work: Path) -> MiniAutoencoder:
 @torch.inference_mode()
 def encode_canvas(model: MiniAutoencoder, pictures: Tensor) -> Tensor:
     """Map canvas pictures (B, H, W, 3) to packed latents (B, tokens, channels), not yet normalised."""
-    pixels = pictures.to(DEVICE).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    pixels = pictures.to(DEVICE).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)  # in channels_last
     with autocast():
         latents = model.encoder(F.pixel_unshuffle(pixels, STEM_SCALE))
     return pack(patchify(latents.float()))
@@ -104,7 +104,7 @@ class Encoder:
     """Encode pictures of one shape together as they come, some at a time."""
 
     def __init__(self, model: MiniAutoencoder) -> None:
-        self.model = model.to(DEVICE)
+        self.model = model.to(DEVICE).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.waiting: dict[torch.Size, tuple[list[int], list[Tensor]]] = {}
         self.latents: dict[int, NDArray[np.float16]] = {}
 

@@ -1,50 +1,22 @@
 """Check what is drawn from a pool, in one process and in several."""
 
-import json
-from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import pytest
 import torch
 from torch.utils.data import DataLoader
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.tokens import image_ids, reference_ids, text_ids
 from openklein.engine.transformer import FlowTransformer
-from training import data
+from tests.training.conftest import SAMPLES, WIDE
 from training.batches import KINDS, Latents, Pool, rotary_of
-from training.families import Sample
-from training.model import SHIPPED
 from training.precision import BATCH_SCALE
-from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
-
-WIDE = (6, 11)
-RED = Scene((Thing(0, 0, POSED_SIZE),), "red", SQUARE)
-SCENES = [RED, replace(RED, background="blue"), replace(RED, grid=WIDE), RED.mirror()]
-SAMPLES = [Sample(0), Sample(2), Sample(1, (0,), "background"), Sample(3, (0,), "mirror"), Sample(2, (0, 1), "row")]
+from training.scenes import SQUARE
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lay out four pictures whose latents are their numbers."""
-    monkeypatch.setattr(data, "CONCEPTS_FILE", tmp_path / "concepts.txt")
-    (tmp_path / "concepts.txt").write_text("apple\n")
-    (tmp_path / "synonyms.json").write_text("{}")
-    (tmp_path / "tokenizer.json").write_bytes((SHIPPED / "tokenizer.json").read_bytes())
-    pool = tmp_path / "pool"
-    pool.mkdir()
-    rows = [np.full((h * w, 128), number, np.float16) for number, (h, w) in enumerate(s.grid for s in SCENES)]
-    np.save(pool / "latents.npy", np.concatenate(rows))
-    (pool / "statistics.json").write_text(json.dumps({"mean": [0.0] * 128, "var": [1.0] * 128}))
-    index = {"scenes": [asdict(s) for s in SCENES], "samples": [asdict(s) for s in SAMPLES]}
-    (pool / "samples.json").write_text(json.dumps(index))
-    return tmp_path
-
-
-def test_a_batch_holds_the_pictures_of_its_samples(work: Path) -> None:
-    pool, latents = Pool(work), Latents(work)
+def test_a_batch_holds_the_pictures_of_its_samples(small_pool: Path) -> None:
+    pool, latents = Pool(small_pool), Latents(small_pool)
     batch = latents.batch(pool.draw((WIDE, SQUARE, SQUARE), [SAMPLES[4]] * 2, ["a row", "them in a row"]))
     assert batch.target.shape == (2, 66, 128)
     assert batch.references.shape == (2, 128, 128)
@@ -61,8 +33,8 @@ def test_a_rotation_is_that_of_the_transformer() -> None:
     assert torch.equal(rotary_of(16, WIDE, (SQUARE, WIDE)).cpu(), transformer.rotary(ids))
 
 
-def test_processes_draw_differently_and_heed_what_the_shares_become(work: Path) -> None:
-    pool = Pool(work, caption_dropout=0.0)
+def test_processes_draw_differently_and_heed_what_the_shares_become(small_pool: Path) -> None:
+    pool = Pool(small_pool, caption_dropout=0.0)
     pool.shares.copy_(torch.tensor([float(kind == "edit") for kind in KINDS]))
     drawn = list(islice(DataLoader(pool, batch_size=None, num_workers=2, prefetch_factor=1), 4))
     assert {draw.shape for draw in drawn} == {(SQUARE, SQUARE)}

@@ -1,78 +1,48 @@
-"""Check what the weights that ship are held to, and what they are taught, when they learn more."""
+"""Check what prompts are held to when they are to be read better."""
 
-from collections import Counter
-from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
+from tokenizers import Tokenizer
 
-from training.data import Concept
-from training.families import Sample
-from training.further import at_ends, draw_renamed, known_words
-from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
-
-CONCEPTS = [Concept("Apple", ("fruit",))]
-APPLE = Thing(0, 0, POSED_SIZE)
-ON_WHITE = Scene((APPLE,), "white", SQUARE)
+from tests.training.conftest import SAMPLES
+from training.batches import Latents, Pool
+from training.further import Rewordings, drawn_otherwise
+from training.model import load_shipped
+from training.precision import DEVICE
+from training.scenes import SQUARE
 
 
-def scene(background: str = "white", **changes: object) -> Scene:
-    return Scene((replace(APPLE, **changes),), background, SQUARE)  # type: ignore[arg-type]
+@pytest.fixture
+def pool(small_pool: Path) -> Pool:
+    return Pool(small_pool, caption_dropout=0.0)
 
 
-@pytest.mark.parametrize(
-    ("after", "words"),
-    [
-        (ON_WHITE, "an apple"),
-        (scene("red"), "an apple on a red background"),
-        (scene("red", style=1), "a flat apple on a red background"),
-        (scene("at night"), None),
-        (scene("red to blue"), None),
-        (scene(style=3), None),
-        (scene(tint="blue"), None),
-        (scene(size=0.5), None),
-        (replace(ON_WHITE, things=(APPLE, APPLE)), None),
-    ],
-)
-def test_a_caption_is_known_if_the_weights_that_ship_were_taught_it(after: Scene, words: str | None) -> None:
-    assert known_words(Sample(0), [after], CONCEPTS) == words
+def test_everything_is_asked_for_in_the_plainest_words_too(small_pool: Path, pool: Pool) -> None:
+    tokenizer = Tokenizer.from_file(str(small_pool / "tokenizer.json"))
+    said: dict[str, str] = {}
+    for rewording in islice(Rewordings(pool), 60):
+        pairs = zip(rewording.draw.ids.tolist(), rewording.plain_ids.tolist(), strict=True)
+        said |= {tokenizer.decode(words): tokenizer.decode(plain) for words, plain in pairs}
+    assert set(said.values()) == {
+        "an apple on a red background", "change the background to blue", "mirror the image",
+        "put them side by side on a red background",
+    }  # fmt: skip
+    assert {said[plain] for plain in set(said.values())} == set(said.values()), "the plainest words stay as they are"
+    assert said["mirror it"] == "mirror the image"
+    assert len(said) > 100
 
 
-@pytest.mark.parametrize(
-    ("change", "after", "words"),
-    [
-        ("background", scene("red"), "change the background to red"),
-        ("background", scene("at night"), None),
-        ("mirror", ON_WHITE.mirror(), "mirror the image"),
-        ("tone", replace(ON_WHITE, tone="greyscale"), "make it black and white"),
-        ("tone", replace(ON_WHITE, tone="invert"), None),
-        ("recolour", scene(tint="blue"), None),
-    ],
-)
-def test_an_edit_is_known_if_the_weights_that_ship_were_taught_it(change: str, after: Scene, words: str | None) -> None:
-    sample = Sample(1, (0,), change)  # type: ignore[arg-type]
-    assert known_words(sample, [ON_WHITE, after], CONCEPTS) == words
-
-
-def test_every_other_word_for_a_thing_is_asked_for_as_often_and_means_the_thing() -> None:
-    concepts = [Concept("Apple", ("fruit", "pippin")), Concept("Anvil", ()), Concept("Dog", ("hound",))]
-    wishes = list(islice(draw_renamed(concepts, np.random.default_rng(0)), 600))
-    said: Counter[str] = Counter()
-    for words, sample, scenes in wishes:
-        (thing,) = scenes[sample.target].things
-        (alias,) = (a for concept in concepts for a in concept.aliases if a in words)
-        assert alias in concepts[thing.concept].aliases
-        assert not any(concept.label.lower() in words for concept in concepts)
-        assert (known := known_words(sample, scenes, concepts)) is None or concepts[
-            thing.concept
-        ].label.lower() in known
-        said[alias] += 1
-    assert min(said.values()) > 150
-
-
-def test_features_are_taken_from_the_last_token_on() -> None:
-    features = torch.arange(14.0).view(1, 7, 2).expand(2, 7, 2)
-    mask = torch.tensor([[True] * 2 + [False] * 5, [True] * 4 + [False] * 3])
-    assert at_ends(features, mask)[:, :, 0].tolist() == [[2, 4, 6, 8], [6, 8, 10, 12]]
+def test_what_draws_the_same_costs_nothing_and_what_does_not_can_be_mended(small_pool: Path, pool: Pool) -> None:
+    model = load_shipped()[0].to(DEVICE).requires_grad_(False)
+    plain, other = (pool.draw((SQUARE,), SAMPLES[:1], [words]) for words in ("an apple", "a rocket at night"))
+    batch = Latents(small_pool).batch(other)
+    same, features = model.text_encoder(plain.ids, plain.mask), model.text_encoder(other.ids, other.mask)
+    known = plain.ids, plain.mask
+    assert drawn_otherwise(model, Latents(small_pool).batch(plain), same, known) < 1e-6
+    loss = drawn_otherwise(model, batch, features.requires_grad_(), known)
+    assert loss > 1e-3
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert features.grad is not None
+    assert features.grad.abs().sum() > 0

@@ -161,6 +161,9 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path,
     flow.initialise(model, work)
     assert torch.equal(model.text_encoder.embedding.weight, load_shipped()[0].text_encoder.embedding.weight)
     further.train_text(work, MINUTES)
+    for name, stays in (("autoencoder", True), ("text_encoder", False), ("transformer", True)):
+        ships, reworded = ((f / f"{name}.safetensors").read_bytes() for f in (SHIPPED, work / "further_weights"))
+        assert (ships == reworded) is stays, name
     flow.train(work, MINUTES, from_shipped=True)
     learned, taught = load_model(work / "flow").text_encoder.state_dict(), load_average(work / "further_text")
     assert all(torch.equal(learned[key], taught[key]) for key in taught)

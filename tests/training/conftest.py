@@ -1,0 +1,35 @@
+"""A pool of four pictures."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training import data
+from training.families import Sample
+from training.model import SHIPPED
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
+
+WIDE = (6, 11)
+RED = Scene((Thing(0, 0, POSED_SIZE),), "red", SQUARE)
+SCENES = [RED, replace(RED, background="blue"), replace(RED, grid=WIDE), RED.mirror()]
+SAMPLES = [Sample(0), Sample(2), Sample(1, (0,), "background"), Sample(3, (0,), "mirror"), Sample(2, (0, 1), "row")]
+
+
+@pytest.fixture
+def small_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lay out four pictures whose latents are their numbers."""
+    monkeypatch.setattr(data, "CONCEPTS_FILE", tmp_path / "concepts.txt")
+    (tmp_path / "concepts.txt").write_text("apple\n")
+    (tmp_path / "synonyms.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_bytes((SHIPPED / "tokenizer.json").read_bytes())
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    rows = [np.full((h * w, 128), number, np.float16) for number, (h, w) in enumerate(s.grid for s in SCENES)]
+    np.save(pool / "latents.npy", np.concatenate(rows))
+    (pool / "statistics.json").write_text(json.dumps({"mean": [0.0] * 128, "var": [1.0] * 128}))
+    index = {"scenes": [asdict(s) for s in SCENES], "samples": [asdict(s) for s in SAMPLES]}
+    (pool / "samples.json").write_text(json.dumps(index))
+    return tmp_path
