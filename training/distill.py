@@ -8,8 +8,10 @@ the time the way goes on from where the student went, so that it learns to mend 
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from training.precision import BATCH_SCALE, DEVICE, FAST_DTYPE, autocast
 SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
 GUIDANCE = 3.0
 BATCH = 16
+Goal = Callable[[Tensor, Sequence[float]], Tensor]  # of tokens and the noise levels on the way there
 
 
 def first(batch: Batch, count: int) -> Batch:
@@ -54,22 +57,38 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.4)
         batch = first(latents.batch(next(batches)), BATCH * BATCH_SCALE)
-        teacher = None if batch.reference_grids else guide(teacher_model, batch, pool)
-        run.record(loss=descend(student, teacher, batch, optimizer, follow_student=bool(rng.random() < 0.5)))
+        goal = partial(straight, batch) if batch.reference_grids else guided(teacher_model, batch, pool)
+        run.record(loss=descend(student, goal, batch, optimizer, follow_student=bool(rng.random() < 0.5)))
         average.update(student)
 
 
-def guide(model: MiniModel, batch: Batch, pool: Pool) -> GuidedTeacher:
+def straight(batch: Batch, tokens: Tensor, levels: Sequence[float]) -> Tensor:
+    """Go straight to the batch's pictures."""
+    return torch.lerp(batch.target, tokens, levels[-1] / levels[0])
+
+
+def guided(model: MiniModel, batch: Batch, pool: Pool) -> Goal:
     """Guide the model away from what it draws without a caption."""
     ids, mask = pool.tokenizer.encode([""] * len(batch.ids))
     padding = (0, batch.ids.shape[1] - ids.shape[1])
     blanks = F.pad(ids, padding, value=int(ids[0, -1])), F.pad(mask, padding)
-    return GuidedTeacher(model, (batch.ids, batch.mask), blanks, GUIDANCE)
+    teacher = GuidedTeacher(model, (batch.ids, batch.mask), blanks, GUIDANCE)
+    return lambda tokens, levels: teacher.walk(tokens, batch.references, levels, batch.rotary).clone()
+
+
+def known(model: MiniModel, batch: Batch) -> Goal:
+    """Go where the model goes in one step."""
+
+    def goal(tokens: Tensor, levels: Sequence[float]) -> Tensor:
+        with torch.no_grad():
+            return tokens + (levels[-1] - levels[0]) * velocity_at(model, batch, tokens, levels[0])
+
+    return goal
 
 
 def descend(
     student: MiniModel,
-    teacher: GuidedTeacher | None,
+    goal: Goal,
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     *,
@@ -77,29 +96,30 @@ def descend(
     substeps: Sequence[int] = SUBSTEPS,
 ) -> Tensor:
     """Go from noise to picture once, with an optimizer step at each level; return the mean loss."""
-    rotary = batch.rotary
     tokens, losses = torch.randn_like(batch.target), []
     levels = sigmas(tokens.shape[1], KLEIN_MINI.steps)
-    for here, there, count in zip(levels[:-1], levels[1:], substeps, strict=True):
-        if teacher is None:
-            goal = torch.lerp(batch.target, tokens, there / here)
-        else:
-            way = np.linspace(here, there, count + 1).tolist()
-            goal = teacher.walk(tokens, batch.references, way, rotary).clone()
+    for (here, there), count in zip(pairwise(levels), substeps, strict=True):
+        outcome = goal(tokens, np.linspace(here, there, count + 1).tolist())
         # as a float32 pipeline gives the noise level, and as a bfloat16 pipeline rounds it
         shown = here if torch.rand(()) < 0.5 else (1000 * torch.tensor(here).bfloat16()).item() / 1000
-        with autocast():
-            image = torch.cat([tokens, batch.references], dim=1)
-            times = torch.full((len(tokens),), shown, device=DEVICE)
-            velocity = student(image, batch.ids, batch.mask, times, rotary)[:, : tokens.shape[1]].float()
-        loss = F.mse_loss(velocity, (goal - tokens) / (there - here))
+        velocity = velocity_at(student, batch, tokens, shown)
+        loss = F.mse_loss(velocity, (outcome - tokens) / (there - here))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.detach())
-        tokens = tokens + (there - here) * velocity.detach() if follow_student else goal
+        tokens = tokens + (there - here) * velocity.detach() if follow_student else outcome
     return torch.stack(losses).mean()
+
+
+def velocity_at(model: MiniModel, batch: Batch, tokens: Tensor, sigma: float) -> Tensor:
+    """Predict the velocity (B, N, C), float32, at `tokens` of one noise level."""
+    image = torch.cat([tokens, batch.references], dim=1)
+    times = torch.full((len(tokens),), sigma, device=DEVICE)
+    with autocast():
+        velocity: Tensor = model(image, batch.ids, batch.mask, times, batch.rotary)
+    return velocity[:, : tokens.shape[1]].float()
 
 
 if __name__ == "__main__":

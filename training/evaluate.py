@@ -130,20 +130,21 @@ def two_side_by_side(bench: Bench) -> Shares:
     }
 
 
-def counts(bench: Bench) -> Shares:
+def counts(bench: Bench, group: str, aspect: str = "square") -> Shares:
     """Ask for one to four of a thing; one of several parts counts as many, so compare with as many real ones."""
-    cases = []
+    cases, grid = [], grid_of(*RESOLUTIONS[aspect])
     for number, (thing, _) in enumerate(bench.pairs()):
         count, noun = 1 + number % 4, bench.concepts[thing].label.lower()
-        one = alone(thing, default_style(bench.concepts[thing]))
+        one = alone(thing, default_style(bench.concepts[thing]), grid=grid)
         prompt = f"{NUMBERS[count]} {noun if count == 1 else plural(noun)}"
-        cases.append(Case(prompt, one if count == 1 else counted(one.things[0], count, "white", SQUARE)))
-    results = bench.run(cases, "counts")
+        target = one if count == 1 else counted(one.things[0], count, "white", grid)
+        cases.append(Case(prompt, target, aspect=aspect))
+    results = bench.run(cases, group)
     right = [
         count_parts(np.asarray(result)) == count_parts(np.asarray(bench.picture(case.target)))
         for result, case in zip(results, cases, strict=True)
     ]
-    return {"right": bench.share("counts", cases, results, np.array(right))}
+    return {"right": bench.share(group, cases, results, np.array(right))}
 
 
 def restyled(bench: Bench, scene: Scene) -> Scene:
@@ -201,7 +202,8 @@ def judge_edits(bench: Bench, change: str, cases: Sequence[Case], results: Seque
     if change == "restyle":
         right = [nearest_style(bench, result, case) for result, case in zip(results, cases, strict=True)]
         return np.array(right) & bench.all_in_place(results, cases)
-    pictures = ((r, bench.paint(c.target), bench.paint(c.sources[0])) for r, c in zip(results, cases, strict=True))
+    unchanged = (bench.paint(replace(case.sources[0], grid=case.target.grid)) for case in cases)
+    pictures = zip(results, (bench.paint(case.target) for case in cases), unchanged, strict=True)
     return np.array([is_exact(*triple) for triple in pictures])
 
 
@@ -228,29 +230,30 @@ def edits(bench: Bench, asked: Iterable[tuple[str, Case]], group: str) -> Shares
     return shares
 
 
-def references(bench: Bench) -> Shares:
+def references(bench: Bench, group: str, aspect: str = "square") -> Shares:
     """Make one picture of several; everything has to be recognised in its place."""
     by_change: dict[str, list[Case]] = {}
+    grid = grid_of(*RESOLUTIONS[aspect])
     pairs = [*bench.pairs(), *bench.pairs()]
     for number in range(bench.size // 2):
         things = [Thing(*pairs[i % len(pairs)], POSED_SIZE) for i in range(3 * number, 3 * number + 2 + number % 3)]
-        sources = tuple(Scene((thing,), "white", SQUARE) for thing in things)
+        sources = tuple(Scene((thing,), "white", grid) for thing in things)
         layouts: tuple[Layout, ...] = ("row", "grid") if len(things) > 2 else ("row",)
         for layout in layouts:
-            target = Scene(arrange(things, columns_of(layout, len(things)), SQUARE), "white", SQUARE)
-            by_change.setdefault(layout, []).append(Case(f"put them in a {layout}", target, sources))
-        family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], SQUARE, bench.rng)
+            target = Scene(arrange(things, columns_of(layout, len(things)), grid), "white", grid)
+            by_change.setdefault(layout, []).append(Case(f"put them in a {layout}", target, sources, aspect))
+        family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], grid, bench.rng)
         for sample in family.samples:
             if sample.change == "replace":  # which is an edit of one picture
                 continue
             assert sample.change in ("insert", "place", "stack")
             shown = tuple(family.scenes[i] for i in sample.references)
-            case = Case(word_join(sample.change, bench.rng), family.scenes[sample.target], shown)
+            case = Case(word_join(sample.change, bench.rng), family.scenes[sample.target], shown, aspect)
             by_change.setdefault(sample.change, []).append(case)
     shares = {}
     for change, cases in by_change.items():
-        results = bench.run(cases, f"references_{change}")
-        shares[change] = bench.share(f"references_{change}", cases, results, bench.all_in_place(results, cases))
+        results = bench.run(cases, f"{group}_{change}")
+        shares[change] = bench.share(f"{group}_{change}", cases, results, bench.all_in_place(results, cases))
     return shares
 
 
@@ -294,14 +297,16 @@ def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool 
         "held_out_words": held_out_words(bench),
         "backgrounds": backgrounds(bench),
         "pairs": two_side_by_side(bench),
-        "counts": counts(bench),
+        "counts": counts(bench, "counts"),
         "plain_words": edits(bench, reworded(bench, PLAIN_WORDS), "plain_words"),
         "edits": edits(bench, chain(edit_cases(bench), people_cases(bench)), "edit"),
-        "references": references(bench),
+        "references": references(bench, "references"),
         "aspects": aspects(bench),
         "by_name": by_name(bench, "by_name", every, lambda c: c.label),
         "by_name_landscape": by_name(bench, "by_name_landscape", every, lambda c: c.label, "landscape"),
         "common": by_name(bench, "common", every[:COMMON_THINGS], lambda c: c.label),
+        "landscape_counts": counts(bench, "landscape_counts", "landscape"),
+        "landscape_references": references(bench, "landscape_references", "landscape"),
         "landscape_words": edits(bench, reworded(bench, PLAIN_WORDS, "landscape"), "landscape_words"),
     }
     if bench.pipeline:

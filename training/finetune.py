@@ -9,6 +9,7 @@ import argparse
 import shutil
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from math import log
 from pathlib import Path
 
@@ -26,11 +27,10 @@ from openklein.engine.text_encoder import PromptTokenizer
 from openklein.engine.tokens import Grid, pack
 from training.batches import Batch
 from training.checkpoints import Average, Run
-from training.distill import descend
+from training.distill import descend, known, straight
 from training.export import sixteen_bit
-from training.guidance import GuidedTeacher
 from training.model import SHIPPED, MiniModel, load_shipped
-from training.precision import DEVICE, FAST_DTYPE
+from training.precision import DEVICE
 from training.showcase import PROMPTS_FILE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -96,19 +96,17 @@ def train(pictures: Path, work: Path, target: Path, minutes: float, peak_rate: f
     student, autoencoder, tokenizer = load_shipped()
     lessons = [prepare(picture, caption, autoencoder) for picture, caption in read_pictures(pictures)]
     student.to(DEVICE)
-    before = deepcopy(student).to(FAST_DTYPE).eval().requires_grad_(False)
+    before = deepcopy(student).eval().requires_grad_(False)
     optimizer = torch.optim.AdamW(student.transformer.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.99)
     run = Run(work, minutes, {"model": student, "optimizer": optimizer, "average": average})
     rng = np.random.default_rng(run.step)
     for step in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20)
-        batch, teacher = draw_batch(lessons, tokenizer, rng), None
-        if step % 2:
-            batch = draw_rehearsal(tokenizer, rng)
-            teacher = GuidedTeacher(before, (batch.ids, batch.mask), (batch.ids, batch.mask), guidance=1.0)
+        batch = draw_rehearsal(tokenizer, rng) if step % 2 else draw_batch(lessons, tokenizer, rng)
+        goal = known(before, batch) if step % 2 else partial(straight, batch)
         follow = bool(rng.random() < 0.5)
-        run.record(loss=descend(student, teacher, batch, optimizer, follow_student=follow, substeps=(1, 1, 1, 1)))
+        run.record(loss=descend(student, goal, batch, optimizer, follow_student=follow, substeps=(1, 1, 1, 1)))
         average.update(student)
     write(average.module, target)
 

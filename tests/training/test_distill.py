@@ -1,0 +1,54 @@
+"""Check where a student is led from noise."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from training.batches import Batch
+from training.distill import Goal, descend, known, straight, velocity_at
+from training.model import MiniModel
+
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
+
+
+@pytest.fixture
+def model() -> MiniModel:
+    torch.manual_seed(0)
+    return MiniModel().eval()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    torch.manual_seed(1)
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    return Batch(
+        torch.randn(2, 4, 128), torch.randn(2, 2, 128), ids, torch.ones_like(ids, dtype=torch.bool), (2, 2), ((1, 2),)
+    )
+
+
+def test_straight_ways_end_at_the_picture(batch: Batch) -> None:
+    noise = torch.randn_like(batch.target)
+    halfway = straight(batch, noise, (0.8, 0.7, 0.6))
+    torch.testing.assert_close(halfway, 0.25 * batch.target + 0.75 * noise)
+    torch.testing.assert_close(straight(batch, halfway, (0.6, 0.0)), batch.target)
+
+
+def test_known_ways_are_those_of_the_model(model: MiniModel, batch: Batch) -> None:
+    noise = torch.randn_like(batch.target)
+    with torch.no_grad():
+        expected = noise - 0.4 * velocity_at(model, batch, noise, 1.0)
+    torch.testing.assert_close(known(model, batch)(noise, (1.0, 0.6)), expected)
+
+
+@pytest.mark.parametrize("follow_student", [False, True])
+def test_a_student_that_goes_there_already_has_nothing_to_learn(
+    model: MiniModel, batch: Batch, follow_student: bool
+) -> None:
+    def loss(goal: Goal) -> Tensor:
+        optimizer = torch.optim.SGD(model.transformer.parameters(), lr=0.0)
+        return descend(model, goal, batch, optimizer, follow_student=follow_student, substeps=(1, 1, 1, 1))
+
+    assert loss(known(model, batch)) < 1e-3
+    assert loss(partial(straight, batch)) > 0.1
