@@ -12,18 +12,20 @@ from PIL import Image
 from openklein.contract import RESOLUTIONS
 from openklein.engine.mini_autoencoder import CANVAS_SCALE
 from openklein.engine.pipeline import Pipeline
+from openklein.engine.tokens import Grid
 from openklein.engine.types import ImageRequest
 from training.data import STYLES, is_held_out, load_sprites, read_concepts
 from training.families import shown_styles
 from training.judge import load_judge, rank, read_pictures
-from training.measures import Pixels, crop, psnr
-from training.scenes import CANVAS_TOKEN_PX, VISIBLE, Scene, Thing, mask_and_paint, paint
+from training.measures import DELTA_E_LIMIT, Pixels, border, crop, delta_e, psnr
+from training.scenes import CANVAS_TOKEN_PX, POSED_SIZE, SQUARE, VISIBLE, Scene, Thing, mask_and_paint, paint
 
 THUMBNAIL_PX = 128
 SHOWN_ON_SHEET = 48
 FAILURES_PER_GROUP = 2
 SEED = 7
 Verdicts = NDArray[np.bool_]
+Shares = dict[str, float]  # of the cases that came out right, or decibels
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,11 @@ class Case:
     target: Scene
     sources: tuple[Scene, ...] = ()
     aspect: str = "square"
+
+
+def alone(thing: int, style: int, background: str = "white", grid: Grid = SQUARE) -> Scene:
+    """Show one thing as captions describe it."""
+    return Scene((Thing(thing, style, POSED_SIZE),), background, grid)
 
 
 def make(pipeline: Pipeline, prompt: str, seed: int, *references: Image.Image, aspect: str = "square") -> Image.Image:
@@ -157,3 +164,9 @@ def seen(scene: Scene) -> tuple[slice, slice]:
 def shrink(result: Image.Image, target: Pixels) -> Pixels:
     """Scale a result down to the true outcome's size."""
     return np.asarray(result.resize((target.shape[1], target.shape[0]), Image.Resampling.BOX))
+
+
+def backgrounds_right(results: Sequence[Image.Image], cases: Sequence[Case]) -> Verdicts:
+    """Tell which pictures have the background of their true outcome along the border."""
+    pairs = zip(results, cases, strict=True)
+    return np.array([delta_e(border(np.asarray(r)), case.target.background) < DELTA_E_LIMIT for r, case in pairs])

@@ -8,53 +8,32 @@ page of failures; with `--of-real` only possible.json, the figures of the true o
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from openklein.contract import MINI_MODEL, RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.device import choose_device
-from openklein.engine.tokens import Grid
 from openklein.engine.weights import load_card, load_pipeline
 from training.batches import COMMON_THINGS
-from training.bench import Bench, Case, Verdicts, shrink
+from training.bench import Bench, Case, Shares, alone, backgrounds_right
 from training.data import STYLES, Concept
+from training.edits import edit_cases, edits, people_cases, references, reworded
 from training.export import export
-from training.families import Family, Sample, changed_scenes, counted, joined_things, moved, two_things, word_sample
+from training.families import counted
 from training.fidelity import photographs, round_trips
-from training.measures import DELTA_E_LIMIT, border, count_parts, delta_e, is_exact, psnr
+from training.measures import count_parts
 from training.model import load_model
-from training.people import draw_people
-from training.scenes import (
-    COLOURS,
-    POSED_SIZE,
-    SQUARE,
-    Layout,
-    Scene,
-    Thing,
-    arrange,
-    columns_of,
-    default_style,
-    grid_of,
-    halved,
-)
-from training.wording import NUMBERS, plural, word_edit, word_join, word_noun
+from training.scenes import COLOURS, POSED_SIZE, SQUARE, Scene, Thing, arrange, default_style, grid_of
+from training.wording import NUMBERS, plural, word_noun
 
 PROMPTS = Path(__file__).with_name("prompts")
 HELD_OUT_WORDS, PLAIN_WORDS = PROMPTS / "held_out", PROMPTS / "plain" / "edits.txt"
 TEACHER_STEPS, TEACHER_GUIDANCE = 30, 3.0
-UNCHANGED_PSNR_DB, KEPT_PSNR_DB = 30.0, 20.0
-Shares = dict[str, float]
-
-
-def alone(thing: int, style: int, background: str = "white", grid: Grid = SQUARE) -> Scene:
-    return Scene((Thing(thing, style, POSED_SIZE),), background, grid)
 
 
 def named(bench: Bench, thing: int, style: int) -> str:
@@ -106,12 +85,7 @@ def backgrounds(bench: Bench) -> Shares:
         for (i, _), colour in zip(bench.pairs(), np.resize(list(COLOURS), bench.size), strict=False)
     ]
     results = bench.run(cases, "backgrounds")
-    return {"right": bench.share("backgrounds", cases, results, background_distances(results, cases) < DELTA_E_LIMIT)}
-
-
-def background_distances(results: Sequence[Image.Image], cases: Sequence[Case]) -> NDArray[np.float64]:
-    pairs = zip(results, cases, strict=True)
-    return np.array([delta_e(border(np.asarray(result)), case.target.background) for result, case in pairs])
+    return {"right": bench.share("backgrounds", cases, results, backgrounds_right(results, cases))}
 
 
 def two_side_by_side(bench: Bench) -> Shares:
@@ -147,116 +121,6 @@ def counts(bench: Bench, group: str, aspect: str = "square") -> Shares:
     return {"right": bench.share(group, cases, results, np.array(right))}
 
 
-def restyled(bench: Bench, scene: Scene) -> Scene:
-    """Redraw the thing of a scene in its next style."""
-    (thing,) = scene.things
-    shown = [*bench.styles[thing.concept], thing.style]
-    return replace(scene, things=(replace(thing, style=shown[(shown.index(thing.style) + 1) % len(shown)]),))
-
-
-def edit_case(bench: Bench, family: Family, sample: Sample) -> Case:
-    before, after = family.scenes[sample.references[0]], family.scenes[sample.target]
-    return Case(word_sample(sample, family.scenes, bench.concepts, bench.rng), after, (before,))
-
-
-def edit_cases(bench: Bench, grid: Grid = SQUARE) -> Iterator[tuple[str, Case]]:
-    """Make every kind of edit of one thing and of two."""
-    names = list(COLOURS)
-    for number, (thing, style) in enumerate(bench.pairs()):
-        base = alone(thing, style, names[number % len(names)], grid)
-        edits: list[tuple[str, Scene]] = list(changed_scenes(base, bench.rng))
-        edits.append(("background", replace(base, background=names[(number + 5) % len(names)])))
-        edits.append(("tone", replace(base, tone="greyscale")))
-        edits.append(("restyle", restyled(bench, base)))
-        for change, after in edits:
-            if psnr(bench.paint(after), bench.paint(base)) < UNCHANGED_PSNR_DB:  # as a mirrored ball is not
-                prompt = word_edit(change, base, after, bench.concepts, bench.rng)  # type: ignore[arg-type]
-                yield (after.tone or change), Case(prompt, after, (base,))
-        small = replace(base, things=(halved(base.things[0]),))  # which leaves room
-        after = moved(small, bench.rng)
-        yield "move", Case(word_edit("move", small, after, bench.concepts, bench.rng), after, (small,))
-        one, two = bench.pairs()[:2]
-        pair = two_things([(thing, style), one, two], grid, bench.rng)
-        for family in (pair, joined_things([one, two], [], grid, bench.rng)):
-            for sample in family.samples:
-                if sample.change in ("add", "remove", "replace"):
-                    yield sample.change, edit_case(bench, family, sample)
-
-
-def people_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
-    """Make the edits that people and faces alone can have."""
-    families = list(draw_people(bench.concepts, bench.styles, bench.rng))
-    for number in bench.rng.permutation(len(families))[: 2 * bench.size]:
-        sample = families[number].samples[0]
-        assert sample.change in ("skin", "expression")
-        yield sample.change, edit_case(bench, families[number], sample)
-
-
-def judge_edits(bench: Bench, change: str, cases: Sequence[Case], results: Sequence[Image.Image]) -> Verdicts:
-    """Tell which edits are right: by name where something new is drawn, in pixels everywhere else.
-
-    A restyled thing has to be named right, and be nearer to itself in the style asked for than in any other.
-    """
-    if change in ("add", "replace", "expression"):
-        return bench.all_in_place(results, cases)
-    if change == "restyle":
-        right = [nearest_style(bench, result, case) for result, case in zip(results, cases, strict=True)]
-        return np.array(right) & bench.all_in_place(results, cases)
-    unchanged = (bench.paint(replace(case.sources[0], grid=case.target.grid)) for case in cases)
-    pictures = zip(results, (bench.paint(case.target) for case in cases), unchanged, strict=True)
-    return np.array([is_exact(*triple) for triple in pictures])
-
-
-def nearest_style(bench: Bench, result: Image.Image, case: Case) -> bool:
-    (thing,) = case.target.things
-    real = [bench.paint(replace(case.target, things=(replace(thing, style=i),))) for i in range(len(STYLES))]
-    return int(np.argmax([psnr(shrink(result, picture), picture) for picture in real])) == thing.style
-
-
-def edits(bench: Bench, asked: Iterable[tuple[str, Case]], group: str) -> Shares:
-    """Make edits, and see which are right; of a changed background also how well it keeps the thing."""
-    by_change: dict[str, list[Case]] = {}
-    for change, case in asked:
-        by_change.setdefault(change, []).append(case)
-    shares = {}
-    for change, cases in by_change.items():
-        results = bench.run(cases, f"{group}_{change}")
-        shares[change] = bench.share(f"{group}_{change}", cases, results, judge_edits(bench, change, cases, results))
-        if change == "background":
-            decibels = np.array([bench.object_psnr(result, case) for result, case in zip(results, cases, strict=True)])
-            right = background_distances(results, cases) < DELTA_E_LIMIT
-            shares["object_psnr_db"] = float(decibels.mean())
-            shares["coloured_and_kept"] = float((right & (decibels >= KEPT_PSNR_DB)).mean())
-    return shares
-
-
-def references(bench: Bench, group: str, aspect: str = "square") -> Shares:
-    """Make one picture of several; everything has to be recognised in its place."""
-    by_change: dict[str, list[Case]] = {}
-    grid = grid_of(*RESOLUTIONS[aspect])
-    pairs = [*bench.pairs(), *bench.pairs()]
-    for number in range(bench.size // 2):
-        things = [Thing(*pairs[i % len(pairs)], POSED_SIZE) for i in range(3 * number, 3 * number + 2 + number % 3)]
-        sources = tuple(Scene((thing,), "white", grid) for thing in things)
-        layouts: tuple[Layout, ...] = ("row", "grid") if len(things) > 2 else ("row",)
-        for layout in layouts:
-            target = Scene(arrange(things, columns_of(layout, len(things)), grid), "white", grid)
-            by_change.setdefault(layout, []).append(Case(f"put them in a {layout}", target, sources, aspect))
-        family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], grid, bench.rng)
-        for sample in family.samples:
-            if sample.change == "replace":  # which is an edit of one picture
-                continue
-            assert sample.change in ("insert", "place", "stack")
-            shown = tuple(family.scenes[i] for i in sample.references)
-            case = Case(word_join(sample.change, bench.rng), family.scenes[sample.target], shown, aspect)
-            by_change.setdefault(sample.change, []).append(case)
-    shares = {}
-    for change, cases in by_change.items():
-        results = bench.run(cases, f"{group}_{change}")
-        shares[change] = bench.share(f"{group}_{change}", cases, results, bench.all_in_place(results, cases))
-    return shares
-
-
 def held_out_words(bench: Bench) -> Shares:
     """Ask in words that no training prompt has used."""
     captions = (HELD_OUT_WORDS / "captions.txt").read_text("utf-8").splitlines()
@@ -267,21 +131,6 @@ def held_out_words(bench: Bench) -> Shares:
     ]
     shares = {f"caption_{name}": share for name, share in name_things(bench, "words_caption", cases).items()}
     return shares | edits(bench, reworded(bench, HELD_OUT_WORDS / "edits.txt"), "words")
-
-
-def reworded(bench: Bench, file: Path, aspect: str = "square") -> Iterator[tuple[str, Case]]:
-    """Ask for edits in the words of a file, lines of a change and a phrasing: every other one of a square picture."""
-    words: dict[str, list[str]] = {}
-    for line in file.read_text("utf-8").splitlines():
-        change, _, text = line.partition(" | ")
-        words.setdefault(change, []).append(text)
-    for number, (change, case) in enumerate(edit_cases(bench, grid_of(*RESOLUTIONS[aspect]))):
-        if change in words:
-            (thing, *_), text = case.target.things, words[change][number % len(words[change])]
-            colour = thing.tint or case.target.background
-            prompt = text.format(colour=colour, style=list(STYLES)[thing.style])
-            sources = tuple(replace(scene, grid=SQUARE) for scene in case.sources) if number % 2 else case.sources
-            yield change, replace(case, prompt=prompt, sources=sources, aspect=aspect)
 
 
 def evaluate(work: Path, folder: Path, things: int, size: int, *, of_real: bool = False) -> None:
