@@ -1,8 +1,9 @@
-"""Go on from the weights that ship, for whoever has no run to resume: lay them out, and have prompts read better.
+"""Go on from the weights that ship, for whoever has no run to resume: lay them out, and mend one part alone.
 
 `python -m training.further begin --work FOLDER` lays out tokenizer, autoencoder and text encoder for training.pool and
-training.flow; `text --minutes N` resumes FOLDER/further_text, which takes the text encoder's place, there and in
-FOLDER/further_weights.
+training.flow. `text --minutes N` resumes FOLDER/further_text, a text encoder that reads more wordings and takes the
+shipped one's place in all stages; `edits --minutes N` resumes FOLDER/further_edits, a transformer that edits and joins
+in landscape too. Either leaves the whole model in FOLDER/further_weights.
 """
 
 import argparse
@@ -11,26 +12,36 @@ import shutil
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
+from training.autoencoder import load_average
 from training.batches import Batch, Draw, Latents, Pool, rotary_of, stream
 from training.checkpoints import Average, Run
+from training.distill import descend, known, straight
 from training.export import export
 from training.families import word_sample
 from training.flow import compile_blocks
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.precision import DEVICE, autocast
+from training.scenes import DEFAULT_GRID
 from training.wording import Plainest
 
 SHARES = (0.38, 0.36, 0.23, 0.03)  # of the kinds of training.batches
 PLAIN_SHARE = 0.2  # of the prompts, which stay as they are
 RATE = 1.5e-4
+EDITS_SHARES = (0.10, 0.06, 0.62, 0.22)
+EDITS_PLAIN_SHARE = 0.6
+EDITS_RATE = 2e-4
+LANDSCAPE_WEIGHT, RESHAPED_WEIGHT = 5.0, 2.0  # of an outcome in landscape, and of one that its references differ from
+HARD, HARD_WEIGHT = {"restyle", "style", "rotate", "add", "remove", "replace"}, 0.3  # take more than such a run
 LARGE_ERROR = 0.1  # from which on errors no longer count as squares: a background misread is fifty times as large
 
 
@@ -117,13 +128,66 @@ def drawn_otherwise(model: MiniModel, batch: Batch, features: Tensor, plain: tup
     return (errors + LARGE_ERROR).sqrt().mean() - math.sqrt(LARGE_ERROR)
 
 
+def train_edits(work: Path, minutes: float) -> None:
+    """Have the transformer that ships make edits and joins outright, most in landscape, and captions as it does.
+
+    Leaves it with the text encoder in `work / "further_weights"`, as the package has them.
+    """
+    torch.manual_seed(0)
+    shipped = load_shipped()[0]
+    if (work / "further_text").exists():
+        shipped.text_encoder.load_state_dict(load_average(work / "further_text"))
+    shipped = shipped.to(DEVICE).eval().requires_grad_(False)
+    student = deepcopy(shipped).train()
+    student.transformer.requires_grad_(True)
+    optimizer = torch.optim.AdamW(student.transformer.parameters(), EDITS_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    average = Average(student, 0.99)
+    run = Run(work / "further_edits", minutes, {"model": student, "optimizer": optimizer, "average": average})
+    pool, latents = Pool(work, seed=run.step, caption_dropout=0.0), Latents(work)
+    torch.manual_seed(run.step)
+    for model in (student, shipped):
+        compile_blocks(model)
+    draws, rng = edits_in_landscape(pool), np.random.default_rng(run.step)
+    for _ in run:
+        optimizer.param_groups[0]["lr"] = EDITS_RATE * run.learning_rate_scale(warmup=10)
+        batch, follow = latents.batch(next(draws)), bool(rng.random() < 0.5)
+        goal = partial(straight, batch) if batch.reference_grids else known(shipped, batch)
+        loss = descend(student, goal, batch, optimizer, follow_student=follow, substeps=(1, 1, 1, 1))
+        run.record(loss=loss, **{"taught" if batch.reference_grids else "held": loss})
+        average.update(student)
+    shipped.load_state_dict(average.module.state_dict())
+    export(shipped, work, work / "further_weights")
+
+
+def edits_in_landscape(pool: Pool) -> Iterator[Draw]:
+    """Draw endlessly, edits and joins most of all, with outcomes in landscape, in the plainest words."""
+    pool.shares.copy_(torch.tensor(EDITS_SHARES))
+    for kind in ("edit", "layout"):
+        for (shape, samples), weights in zip(pool.shapes[kind].items(), pool.weights[kind], strict=True):
+            weights *= LANDSCAPE_WEIGHT if shape[0] == DEFAULT_GRID else 1.0
+            weights *= RESHAPED_WEIGHT if len(set(shape)) > 1 else 1.0
+            weights *= [HARD_WEIGHT if sample.change in HARD else 1.0 for sample in samples]
+    plainest = Plainest()
+    for shape, samples in pool.choices():
+        words = [
+            word_sample(sample, pool.scenes, pool.concepts, plainest)
+            if pool.rng.random() < EDITS_PLAIN_SHARE
+            else pool.word(sample)
+            for sample in samples
+        ]
+        yield pool.draw(shape, samples, words)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("begin", "text"))
+    parser.add_argument("stage", choices=("begin", "text", "edits"))
     parser.add_argument("--work", type=Path, required=True, help="folder of training.pool")
     parser.add_argument("--minutes", type=float, default=60)
     arguments = parser.parse_args()
-    if arguments.stage == "begin":
-        begin(arguments.work)
-    else:
-        train_text(arguments.work, arguments.minutes)
+    match arguments.stage:
+        case "begin":
+            begin(arguments.work)
+        case "text":
+            train_text(arguments.work, arguments.minutes)
+        case "edits":
+            train_edits(arguments.work, arguments.minutes)

@@ -1,14 +1,17 @@
-"""Check what prompts are held to when they are to be read better."""
+"""Check what prompts are held to when they are to be read better, and which edits are made when they are mended."""
 
+import json
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
-from tests.training.conftest import SAMPLES
+from tests.training.conftest import SAMPLES, WIDE
 from training.batches import Latents, Pool
-from training.further import Rewordings, drawn_otherwise
+from training.families import Sample
+from training.further import Rewordings, drawn_otherwise, edits_in_landscape
 from training.model import load_shipped
 from training.precision import DEVICE
 from training.scenes import SQUARE
@@ -46,3 +49,17 @@ def test_what_draws_the_same_costs_nothing_and_what_does_not_can_be_mended(small
     loss.backward()  # type: ignore[no-untyped-call]
     assert features.grad is not None
     assert features.grad.abs().sum() > 0
+
+
+def test_most_edits_come_out_in_landscape_and_are_asked_for_plainly(small_pool: Path) -> None:
+    index_file = small_pool / "pool" / "samples.json"
+    index = json.loads(index_file.read_text())
+    index["samples"].append(asdict(Sample(2, (1,), "background")))
+    index_file.write_text(json.dumps(index))
+    pool = Pool(small_pool, caption_dropout=0.0)
+    draws = [draw for draw in islice(edits_in_landscape(pool), 300) if len(draw.shape) == 2]
+    in_landscape = [draw for draw in draws if draw.shape == (WIDE, SQUARE)]
+    assert 0.7 < len(in_landscape) / len(draws) < 0.9, "10 of 12: one of two backgrounds, ten times as often, or mirror"
+    tokenizer = Tokenizer.from_file(str(small_pool / "tokenizer.json"))
+    said = [tokenizer.decode(ids) for draw in in_landscape for ids in draw.ids.tolist()]
+    assert 0.55 < sum("change the background to red" in words for words in said) / len(said) < 0.75

@@ -161,9 +161,14 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path,
     flow.initialise(model, work)
     assert torch.equal(model.text_encoder.embedding.weight, load_shipped()[0].text_encoder.embedding.weight)
     further.train_text(work, MINUTES)
+    left = work / "further_weights"
     for name, stays in (("autoencoder", True), ("text_encoder", False), ("transformer", True)):
-        ships, reworded = ((f / f"{name}.safetensors").read_bytes() for f in (SHIPPED, work / "further_weights"))
+        ships, reworded = ((f / f"{name}.safetensors").read_bytes() for f in (SHIPPED, left))
         assert (ships == reworded) is stays, name
+    reads_so = (left / "text_encoder.safetensors").read_bytes()
+    further.train_edits(work, MINUTES)
+    assert (left / "text_encoder.safetensors").read_bytes() == reads_so
+    assert (left / "transformer.safetensors").read_bytes() != (SHIPPED / "transformer.safetensors").read_bytes()
     flow.train(work, MINUTES, from_shipped=True)
     learned, taught = load_model(work / "flow").text_encoder.state_dict(), load_average(work / "further_text")
     assert all(torch.equal(learned[key], taught[key]) for key in taught)
