@@ -1,9 +1,10 @@
-"""Run what the README tells people to type."""
+"""Run what the README and the quickstart tell people to type."""
 
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,15 @@ from PIL import Image
 from tests.end_to_end.servers import ROOT, Server, clean_environment, running
 from tests.require_all import REQUIRE_ALL
 
-README = ROOT / "README.md"
+README, QUICKSTART = ROOT / "README.md", ROOT / "docs" / "quickstart.md"
 FENCE = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SECTION = "## Without make\n"
 LEFT_OUT = (".*", "tests", "benchmarks", "training", "node_modules", "__pycache__")  # what installing has no use for
 
 
-def commands(section: str = "") -> list[str]:
+def commands(section: str = "", page: Path = README) -> list[str]:
     """List the commands of all shell blocks, or a section's: continued lines joined, prompts and comments left out."""
-    text = README.read_text()
+    text = page.read_text()
     text = text if not section else text.partition(section)[2].partition("\n## ")[0]
     lines = "\n".join(FENCE.findall(text)).replace("\\\n", " ").splitlines()
     return [command for line in lines if (command := re.sub(r"^\$ |\s*(?:^|\s)#.*$", "", line).strip())]
@@ -80,9 +81,27 @@ def test_curl_lines_and_commands_do_what_they_say(server: Server, openklein: Pat
             line = f"{shlex.quote(str(openklein))} {command.partition(' ')[2]}"
         else:
             continue
-        run = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, (command, run.stderr)
-        if "-o" in words:
-            with Image.open(tmp_path / words[words.index("-o") + 1]) as image:
-                image.load()
-                assert image.format == "PNG", command
+        run_and_look(line, words, tmp_path, env)
+
+
+def run_and_look(line: str, words: list[str], folder: Path, env: dict[str, str]) -> None:
+    """Run a line, which has to succeed and to leave a picture where it is told to."""
+    run = subprocess.run(["sh", "-c", line], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, (line, run.stderr)
+    if "-o" in words:
+        with Image.open(folder / words[words.index("-o") + 1]) as image:
+            image.load()
+            assert image.format == "PNG", line
+
+
+def test_the_quickstart_can_be_followed_from_its_first_line_to_its_last(server: Server, tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    env = {**clean_environment(), "KLEIN": f"{server.url}/v1/generate", "KEY": server.key}
+    lines = [line for line in commands(page=QUICKSTART) if line.startswith("curl ")]
+    for line in lines:
+        run_and_look(line, shlex.split(line), tmp_path, env)
+    (program,) = re.findall(r"^```python\n(.*?)^```", QUICKSTART.read_text(), re.MULTILINE | re.DOTALL)
+    program = program.replace("http://127.0.0.1:8000", server.url).replace("klein_...", server.key)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True)
+    assert {path.stem for path in tmp_path.glob("*.png")} == {"sunflower", "blue", "apple", "both", "rocket"}
