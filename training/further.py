@@ -37,11 +37,12 @@ from training.wording import Plainest
 SHARES = (0.38, 0.36, 0.23, 0.03)  # of the kinds of training.batches
 PLAIN_SHARE = 0.2  # of the prompts, which stay as they are
 RATE = 1.5e-4
-EDITS_SHARES = (0.10, 0.06, 0.62, 0.22)
+EDITS_SHARES = (0.25, 0.10, 0.47, 0.18)
 EDITS_PLAIN_SHARE = 0.6
 EDITS_RATE = 2e-4
 LANDSCAPE_WEIGHT, RESHAPED_WEIGHT = 5.0, 2.0  # of an outcome in landscape, and of one that its references differ from
 HARD, HARD_WEIGHT = {"restyle", "style", "rotate", "add", "remove", "replace"}, 0.3  # take more than such a run
+LEARNED_SHARE = 0.5  # half way keeps most of what is learned, and what small batches wear off
 LARGE_ERROR = 0.1  # from which on errors no longer count as squares: a background misread is fifty times as large
 
 
@@ -155,7 +156,8 @@ def train_edits(work: Path, minutes: float) -> None:
         loss = descend(student, goal, batch, optimizer, follow_student=follow, substeps=(1, 1, 1, 1))
         run.record(loss=loss, **{"taught" if batch.reference_grids else "held": loss})
         average.update(student)
-    shipped.load_state_dict(average.module.state_dict())
+    for parameter, learned in zip(shipped.parameters(), average.module.parameters(), strict=True):
+        parameter.lerp_(learned, LEARNED_SHARE)
     export(shipped, work, work / "further_weights")
 
 
