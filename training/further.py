@@ -27,7 +27,7 @@ from training.batches import Batch, Draw, Latents, Pool, rotary_of, stream
 from training.checkpoints import Average, Run
 from training.distill import descend, known, straight
 from training.export import export
-from training.families import word_sample
+from training.families import Sample, word_sample
 from training.flow import compile_blocks
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.precision import DEVICE, autocast
@@ -72,14 +72,18 @@ class Rewordings(IterableDataset[Rewording]):
         self.pool = pool
 
     def __iter__(self) -> Iterator[Rewording]:
-        pool, plainest = self.pool, Plainest()
+        pool = self.pool
         for shape, samples in pool.choices():
-            plain = [word_sample(sample, pool.scenes, pool.concepts, plainest) for sample in samples]
-            words = [
-                known if pool.rng.random() < PLAIN_SHARE else pool.word(s)
-                for s, known in zip(samples, plain, strict=True)
-            ]
+            words, plain = phrase(pool, samples, PLAIN_SHARE)
             yield Rewording(pool.draw(shape, samples, words), *pool.tokenizer.encode(plain))
+
+
+def phrase(pool: Pool, samples: list[Sample], plain_share: float) -> tuple[list[str], list[str]]:
+    """Word what samples ask for, a share of them in the plainest words, and then all of them in those."""
+    plainest = Plainest()
+    plain = [word_sample(sample, pool.scenes, pool.concepts, plainest) for sample in samples]
+    pairs = zip(samples, plain, strict=True)
+    return [words if pool.rng.random() < plain_share else pool.word(sample) for sample, words in pairs], plain
 
 
 def train_text(work: Path, minutes: float) -> None:
@@ -169,15 +173,8 @@ def edits_in_landscape(pool: Pool) -> Iterator[Draw]:
             weights *= LANDSCAPE_WEIGHT if shape[0] == DEFAULT_GRID else 1.0
             weights *= RESHAPED_WEIGHT if len(set(shape)) > 1 else 1.0
             weights *= [HARD_WEIGHT if sample.change in HARD else 1.0 for sample in samples]
-    plainest = Plainest()
     for shape, samples in pool.choices():
-        words = [
-            word_sample(sample, pool.scenes, pool.concepts, plainest)
-            if pool.rng.random() < EDITS_PLAIN_SHARE
-            else pool.word(sample)
-            for sample in samples
-        ]
-        yield pool.draw(shape, samples, words)
+        yield pool.draw(shape, samples, phrase(pool, samples, EDITS_PLAIN_SHARE)[0])
 
 
 if __name__ == "__main__":

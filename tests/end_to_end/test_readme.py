@@ -70,7 +70,6 @@ def test_the_lines_without_make_install_and_serve(tmp_path: Path) -> None:
 def test_curl_lines_and_commands_do_what_they_say(server: Server, openklein: Path, tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
-    Image.new("RGB", (256, 256), "white").save(tmp_path / "photo.png")
     env = {**clean_environment(), "OPENKLEIN_DATA_DIR": str(tmp_path / "data")}
     for command in commands():
         words = shlex.split(command)
@@ -82,6 +81,7 @@ def test_curl_lines_and_commands_do_what_they_say(server: Server, openklein: Pat
         else:
             continue
         run_and_look(line, words, tmp_path, env)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"apple.png", "green.png"}
 
 
 def run_and_look(line: str, words: list[str], folder: Path, env: dict[str, str]) -> None:

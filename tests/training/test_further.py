@@ -51,15 +51,29 @@ def test_what_draws_the_same_costs_nothing_and_what_does_not_can_be_mended(small
     assert features.grad.abs().sum() > 0
 
 
-def test_most_edits_come_out_in_landscape_and_are_asked_for_plainly(small_pool: Path) -> None:
+def enlarged(small_pool: Path, sample: Sample) -> Pool:
+    """Open the small pool with one more sample."""
     index_file = small_pool / "pool" / "samples.json"
     index = json.loads(index_file.read_text())
-    index["samples"].append(asdict(Sample(2, (1,), "background")))
+    index["samples"].append(asdict(sample))
     index_file.write_text(json.dumps(index))
-    pool = Pool(small_pool, caption_dropout=0.0)
+    return Pool(small_pool, caption_dropout=0.0)
+
+
+def test_most_edits_come_out_in_landscape_and_are_asked_for_plainly(small_pool: Path) -> None:
+    pool = enlarged(small_pool, Sample(2, (1,), "background"))
     draws = [draw for draw in islice(edits_in_landscape(pool), 300) if len(draw.shape) == 2]
     in_landscape = [draw for draw in draws if draw.shape == (WIDE, SQUARE)]
     assert 0.7 < len(in_landscape) / len(draws) < 0.9, "10 of 12: one of two backgrounds, ten times as often, or mirror"
     tokenizer = Tokenizer.from_file(str(small_pool / "tokenizer.json"))
     said = [tokenizer.decode(ids) for draw in in_landscape for ids in draw.ids.tolist()]
     assert 0.55 < sum("change the background to red" in words for words in said) / len(said) < 0.75
+
+
+def test_what_takes_more_than_such_a_run_is_drawn_less(small_pool: Path) -> None:
+    pool = enlarged(small_pool, Sample(1, (0,), "restyle"))
+    next(edits_in_landscape(pool))
+    (samples,), (weights,) = pool.shapes["edit"].values(), pool.weights["edit"]
+    by_change = dict(zip([sample.change for sample in samples], weights, strict=True))
+    assert by_change["mirror"] == by_change["background"] == 1
+    assert by_change["restyle"] < 0.5
