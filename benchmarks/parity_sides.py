@@ -170,7 +170,9 @@ def our_pictures(checkpoint: Path, dtype: torch.dtype, text: Tensor, theirs: Ten
     for workflow, count in workflows.items():
         pictures = references(count)
         tokens, grids = (
-            pipeline._encode_references(pictures) if count else (text.new_zeros(1, 0, CARD.transformer.in_channels), [])
+            pipeline._encode_references(pictures, size, size)
+            if count
+            else (text.new_zeros(1, 0, CARD.transformer.in_channels), [])
         )
         made[f"{workflow} references"] = tokens
         made[f"{workflow} ids"] = torch.cat([text_ids(text.shape[1]), image_ids(grid, grid), reference_ids(grids)])
@@ -201,7 +203,7 @@ def add_bugs(
     autoencoder = pipeline._autoencoder
     assert isinstance(autoencoder, Autoencoder)
     if grids:
-        tokens, swapped = pipeline._encode_references(references(len(grids))[::-1])
+        tokens, swapped = pipeline._encode_references(references(len(grids))[::-1], size, size)
         request = ImageRequest(PROMPTS["short"], size, size, seed=SEED)
         latents = pipeline._denoise(request, text, tokens, swapped, ignore_progress)
         made["bug latents"] = latents.flatten(2).transpose(1, 2)
@@ -211,7 +213,7 @@ def add_bugs(
     mean.zero_()
     variance.fill_(1)
     if grids:
-        made["bug references"] = pipeline._encode_references(references(len(grids)))[0]
+        made["bug references"] = pipeline._encode_references(references(len(grids)), size, size)[0]
     made["bug pixels"] = autoencoder.decode(given)[0]
     mean.copy_(statistics[0])
     variance.copy_(statistics[1])

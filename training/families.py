@@ -30,7 +30,6 @@ from training.wording import Edit, Join, caption, word_edit, word_join, word_lay
 
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
-RESHAPED_SHARE = 0.4  # of edits whose outcome has another shape: whoever names none gets landscape
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,6 @@ def one_thing(concept: int, styles: list[int], posed: bool, grid: Grid, rng: np.
     family.samples += [
         Sample(turned, (plain,), "background"),
         Sample(plain, (turned,), "background"),
-        Sample(reshaped_turned, (plain,), "background"),
         Sample(reshaped_turned, (reshaped,), "background"),
     ]
     if style != other:
@@ -144,10 +142,7 @@ def one_thing(concept: int, styles: list[int], posed: bool, grid: Grid, rng: np.
         described += [redrawn, redrawn_turned]
         family.samples += [Sample(redrawn, (plain,), "restyle"), Sample(plain, (redrawn,), "restyle")]
         family.samples += [Sample(turned, (redrawn_turned,), "restyle")]
-        family.samples += [Sample(reshaped, (redrawn,), "restyle")]
     for change, scene in changed_scenes(base, rng):
-        if change != "rotate" and rng.random() < RESHAPED_SHARE:
-            scene = replace(scene, grid=elsewhere.grid)
         after = family.add(scene)
         family.samples.append(Sample(after, (plain,), change))
         if change == "mirror":
@@ -169,11 +164,13 @@ def portraits(concept: int, styles: list[int], rng: np.random.Generator) -> Fami
     for style in styles:
         base = Scene((Thing(concept, style, POSED_SIZE),), "white", SQUARE)
         plain = family.add(base)
-        others = [family.add(replace(base, background=draw_background(rng, besides="white")))]
-        others += [family.add(replace(base, background=draw_background(rng), grid=grid)) for grid in GRID_WEIGHTS]
-        others.append(family.add(replace(base, grid=DEFAULT_GRID)))
-        family.samples += [Sample(i) for i in (plain, *others)]
-        family.samples += [Sample(i, (plain,), "background") for i in others if family.scenes[i].background != "white"]
+        wide = family.add(replace(base, grid=DEFAULT_GRID))
+        for before in (plain, wide):
+            turned = replace(family.scenes[before], background=draw_background(rng, besides="white"))
+            after = family.add(turned)
+            family.samples += [Sample(before), Sample(after), Sample(after, (before,), "background")]
+        others = [grid for grid in GRID_WEIGHTS if grid != DEFAULT_GRID]
+        family.samples += [Sample(family.add(replace(base, background=draw_background(rng), grid=g))) for g in others]
         on_white.append(plain)
     family.samples += [Sample(b, (a,), "restyle") for a in on_white for b in on_white if a != b]
     return family

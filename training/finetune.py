@@ -10,7 +10,6 @@ import shutil
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from math import log
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,8 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
 
-from openklein.contract import RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
-from openklein.engine.images import fit_reference, to_tensor
+from openklein.engine.images import extend_reference, nearest_size, to_tensor
 from openklein.engine.mini_autoencoder import MiniAutoencoder
 from openklein.engine.text_encoder import PromptTokenizer
 from openklein.engine.tokens import Grid, pack
@@ -66,10 +64,9 @@ def upright(picture: Image.Image) -> Image.Image:
 @torch.inference_mode()
 def prepare(picture: Image.Image, caption: str, autoencoder: MiniAutoencoder) -> Lesson:
     """Crop a picture to the nearest aspect ratio of the API, and encode it."""
-    shape = log(picture.width / picture.height)
-    size = min(RESOLUTIONS.values(), key=lambda size: abs(log(size[0] / size[1]) - shape))
+    size = nearest_size(picture)
     cropped = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    padded = fit_reference(cropped, multiple=KLEIN_MINI.token_px, min_area=0, max_area=1 << 30, pad=True)
+    padded = extend_reference(cropped, *size, multiple=KLEIN_MINI.token_px)
     latents = autoencoder.encode(to_tensor(padded)[None])
     return Lesson(pack(latents)[0].clone(), (latents.shape[2], latents.shape[3]), caption)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openklein.engine.images import encode_png, fit_reference, to_image, to_tensor
+from openklein.contract import RESOLUTIONS
+from openklein.engine.images import crop_reference, encode_png, extend_reference, nearest_size, to_image, to_tensor
 from tests.engine.pictures import gradient, largest_difference
 
 
@@ -53,10 +54,10 @@ AREA = 1024 * 1024
 
 
 def crop_to_16(image: Image.Image) -> Image.Image:
-    return fit_reference(image, multiple=16, max_area=AREA, min_area=0, pad=False)
+    return crop_reference(image, multiple=16, max_area=AREA)
 
 
-class TestFitReference:
+class TestCropReference:
     @pytest.mark.parametrize(
         ("size", "fitted"),
         [
@@ -72,33 +73,53 @@ class TestFitReference:
     def test_area_is_capped_then_sides_cropped(self, size: tuple[int, int], fitted: tuple[int, int]) -> None:
         assert crop_to_16(gradient(*size)).size == fitted
 
-    @pytest.mark.parametrize(("size", "fitted"), [((100, 100), (1024, 1024)), ((64, 512), (256, 2816))])
-    def test_small_references_are_scaled_up(self, size: tuple[int, int], fitted: tuple[int, int]) -> None:
-        assert fit_reference(gradient(*size), multiple=128, max_area=AREA, min_area=AREA, pad=False).size == fitted
-
     def test_the_centre_is_kept(self) -> None:
         assert largest_difference(crop_to_16(gradient(101, 83)), gradient(101, 83).crop((2, 1, 98, 81))) == 0
 
-    @pytest.mark.parametrize(
-        ("size", "fitted"),
-        [((1344, 768), (1408, 768)), ((832, 1248), (896, 1280)), ((64, 64), (1024, 1024)), ((4000, 500), (2944, 384))],
-    )
-    def test_padding_keeps_everything(self, size: tuple[int, int], fitted: tuple[int, int]) -> None:
-        padded = fit_reference(gradient(*size), multiple=128, max_area=1_070_000, min_area=1_030_000, pad=True)
-        assert padded.size == fitted
-
-    def test_padding_repeats_the_border_on_both_sides(self) -> None:
-        image = gradient(95, 80)
-        padded = fit_reference(image, multiple=100, max_area=AREA, min_area=0, pad=True)
-        assert padded.size == (100, 100)
-        assert largest_difference(padded.crop((2, 10, 97, 90)), image) == 0
-        assert padded.getpixel((0, 0)) == image.getpixel((0, 0))
-        assert padded.getpixel((99, 99)) == image.getpixel((94, 79))
-        assert padded.getpixel((50, 3)) == image.getpixel((48, 0))
-
     def test_what_holds_no_token_is_our_fault(self) -> None:
-        with pytest.raises(AssertionError, match="raise min_area"):
-            fit_reference(gradient(100, 200), multiple=128, max_area=AREA, min_area=0, pad=False)
+        with pytest.raises(AssertionError, match="holds no multiple"):
+            crop_reference(gradient(100, 200), multiple=128, max_area=AREA)
+
+
+@pytest.mark.parametrize("size", RESOLUTIONS.values(), ids=RESOLUTIONS)
+def test_what_has_an_aspect_ratio_of_the_api_is_nearest_to_it(size: tuple[int, int]) -> None:
+    assert nearest_size(Image.new("RGB", (size[0] // 3 + 1, size[1] // 3))) == size
+
+
+class TestExtendReference:
+    @pytest.mark.parametrize(
+        ("size", "inside"),
+        [((100, 100), (50, 0, 150, 100)), ((400, 100), (0, 25, 200, 75)), ((10, 40), (87, 0, 112, 100)),
+         ((200, 100), (0, 0, 200, 100))],
+    )  # fmt: skip
+    def test_all_of_the_picture_is_shown_in_the_middle(
+        self, size: tuple[int, int], inside: tuple[int, int, int, int]
+    ) -> None:
+        shown = extend_reference(gradient(*size), 200, 100, multiple=50)
+        smaller = inside[2] - inside[0], inside[3] - inside[1]
+        assert shown.size == (200, 100)
+        expected = gradient(*size).resize(smaller, Image.Resampling.LANCZOS)
+        assert largest_difference(shown.crop(inside), expected) == 0
+
+    def test_the_border_is_repeated_around_it(self) -> None:
+        image = gradient(100, 100)
+        shown = extend_reference(image, 200, 100, multiple=50)
+        assert {shown.getpixel((x, 37)) for x in range(50)} == {image.getpixel((0, 37))}
+        assert {shown.getpixel((x, 81)) for x in range(150, 200)} == {image.getpixel((99, 81))}
+        tall = extend_reference(image, 100, 150, multiple=50)
+        assert {tall.getpixel((12, y)) for y in range(25)} == {image.getpixel((12, 0))}
+
+    @pytest.mark.parametrize(
+        ("size", "fitted"), [((1344, 768), (1408, 768)), ((832, 1248), (896, 1280)), ((1024, 1024), (1024, 1024))]
+    )
+    def test_a_picture_of_that_size_is_not_scaled_but_filled_to_whole_tokens(
+        self, size: tuple[int, int], fitted: tuple[int, int]
+    ) -> None:
+        image = gradient(*size)
+        filled = extend_reference(image, *size, multiple=128)
+        assert filled.size == fitted
+        left, top = ((whole - side) // 2 for whole, side in zip(fitted, size, strict=True))
+        assert largest_difference(filled.crop((left, top, left + size[0], top + size[1])), image) == 0
 
 
 class TestTensors:

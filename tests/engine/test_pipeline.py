@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,17 +119,35 @@ class TestPromptsReadBefore:
 
 class TestReferences:
     @pytest.mark.parametrize(
-        ("size", "tokens"), [((64, 64), 8 * 8), ((1344, 768), 11 * 6), ((2048, 1024), 12 * 6), ((100, 800), 23 * 3)]
+        ("size", "tokens"), [((128, 128), 1), ((1344, 768), 10 * 6), ((2048, 1024), 11 * 5), ((300, 800), 2 * 6)]
     )
-    def test_they_are_brought_to_the_area_of_the_card(
+    def test_they_are_brought_within_the_area_of_the_card(
         self,
         tiny_pipeline: Pipeline,
         seen_by_the_transformer: list[Tensor],
+        monkeypatch: pytest.MonkeyPatch,
         size: tuple[int, int],
         tokens: int,
     ) -> None:
+        monkeypatch.setattr(tiny_pipeline, "card", replace(tiny_pipeline.card, reference_max_area=1024 * 1024))
         tiny_pipeline.generate(request(references=(RED.resize(size),)))
         assert seen_by_the_transformer[0].shape[1] == 2 + tokens
+
+    @pytest.mark.parametrize("aspect", RESOLUTIONS)
+    def test_an_only_one_is_extended_to_the_shape_of_what_is_made(
+        self, tiny_pipeline: Pipeline, seen_by_the_transformer: list[Tensor], aspect: str
+    ) -> None:
+        wanted = ImageRequest("mirror it", *RESOLUTIONS[aspect], 1, (BLUE,))
+        tiny_pipeline.generate(wanted)
+        height, width = (-(-side // tiny_pipeline.card.token_px) for side in (wanted.height, wanted.width))
+        assert seen_by_the_transformer[0].shape[1] == 2 * height * width
+
+    def test_several_keep_about_their_own_shapes(
+        self, tiny_pipeline: Pipeline, seen_by_the_transformer: list[Tensor]
+    ) -> None:
+        tiny_pipeline.generate(ImageRequest("side by side", *RESOLUTIONS["square"], 1, (RED, BLUE)))
+        standard, portrait = 7 * 10, 11 * 6  # tokens of what is nearest to 100x80 and to 64x200
+        assert seen_by_the_transformer[0].shape[1] == 8 * 8 + standard + portrait
 
     def test_they_join_every_step_and_are_never_stepped(
         self, tiny_pipeline: Pipeline, seen_by_the_transformer: list[Tensor]

@@ -100,7 +100,7 @@ class TestDevices:
         copies: list[int] = []
         with DevicesKeptApart() as devices:
             text = pipeline._encode_prompt("a red apple")
-            references, grids = pipeline._encode_references([PHOTO, PHOTO])
+            references, grids = pipeline._encode_references([PHOTO, PHOTO], 1024, 1024)
             request = ImageRequest("a red apple", 1024, 1024, seed=1)
             latents = pipeline._denoise(
                 request, text, references, grids, on_step=lambda _: copies.append(len(devices.copies))

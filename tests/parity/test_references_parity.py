@@ -8,7 +8,7 @@ from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from openklein.engine.images import decode_image, fit_reference, to_tensor
+from openklein.engine.images import crop_reference, decode_image, to_tensor
 from tests.parity.compare import assert_far, assert_same
 
 MULTIPLE = 16
@@ -34,7 +34,7 @@ def expect(image: Image.Image) -> Tensor:
 @pytest.mark.parametrize("size", [(64, 64), (600, 401), (1000, 530), (1344, 768), (1500, 1501), (4000, 500)])
 def test_cap_and_crop(size: tuple[int, int]) -> None:
     image = noise(*size)
-    fitted = fit_reference(image, multiple=MULTIPLE, max_area=MAX_AREA, min_area=0, pad=False)
+    fitted = crop_reference(image, multiple=MULTIPLE, max_area=MAX_AREA)
     assert_same(to_tensor(fitted), expect(image))
 
 
@@ -53,7 +53,7 @@ def test_orientation_and_alpha_are_settled_before(bug: str | None) -> None:
     decoded = decode_image(file.getvalue())
     if bug == "orientation":
         decoded = decoded.resize(shown.size)
-    fitted = to_tensor(fit_reference(decoded, multiple=MULTIPLE, max_area=MAX_AREA, min_area=0, pad=False))
+    fitted = to_tensor(crop_reference(decoded, multiple=MULTIPLE, max_area=MAX_AREA))
     (assert_far if bug else assert_same)(fitted, expect(shown))
 
 

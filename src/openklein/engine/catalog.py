@@ -38,9 +38,7 @@ class ModelCard:
     steps: int
     guidance: float  # how far to go beyond what an empty prompt gives, at twice the work; 1 is without
     token_px: int  # output pixels that one token covers, each way
-    reference_min_area: int  # smaller references are scaled up to this many pixels
-    reference_max_area: int  # larger ones down to this
-    reference_padded: bool  # to whole tokens by repeating the border; else by cropping to the centre
+    reference_max_area: int | None  # larger references are scaled down to it; None: see extend_reference
     files: Mapping[str, tuple[str, ...]]  # part: patterns of its files in the model's folder; the first found counts
     transformer: TransformerConfig
     text_encoder: TextEncoderConfig
@@ -56,9 +54,7 @@ KLEIN_4B: Final = ModelCard(
     steps=4,
     guidance=1.0,
     token_px=16,
-    reference_min_area=0,
     reference_max_area=1024 * 1024,
-    reference_padded=False,
     files={
         "tokenizer": ("tokenizer/tokenizer.json",),
         "text_encoder": ("text_encoder/*.safetensors",),
@@ -110,10 +106,7 @@ KLEIN_MINI: Final = ModelCard(
     steps=4,
     guidance=1.0,
     token_px=128,
-    # its own outputs pass unscaled, and padding undoes the crop that made them
-    reference_min_area=1_030_000,
-    reference_max_area=1_070_000,
-    reference_padded=True,
+    reference_max_area=None,
     files={
         "tokenizer": ("tokenizer.json",),
         "text_encoder": ("text_encoder.safetensors",),

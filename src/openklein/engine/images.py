@@ -4,14 +4,14 @@ import struct
 import zlib
 from collections.abc import Mapping
 from io import BytesIO
-from math import sqrt
+from math import ceil, log, sqrt
 
 import numpy as np
 import torch
 from isal import isal_zlib
 from PIL import Image, ImageOps
 
-from openklein.contract import MAX_REFERENCE_ASPECT, MIN_REFERENCE_SIDE_PX
+from openklein.contract import MAX_REFERENCE_ASPECT, MIN_REFERENCE_SIDE_PX, RESOLUTIONS
 from openklein.errors import InvalidImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -114,27 +114,36 @@ def _png_chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
 
 
-def fit_reference(image: Image.Image, *, multiple: int, max_area: int, min_area: int, pad: bool) -> Image.Image:
-    """Bring the area in px² within `min_area` to `max_area`, then the sides to multiples of `multiple` px.
-
-    The last is done around the centre: by repeating the border pixels where `pad`, else by cropping.
-    """
+def crop_reference(image: Image.Image, *, multiple: int, max_area: int) -> Image.Image:
+    """Scale a picture down to `max_area` px² if it is larger, and crop its sides to multiples of `multiple` px."""
     area = image.width * image.height
-    wanted = min(max(area, min_area), max_area)
-    if wanted != area:
-        scale = sqrt(wanted / area)
+    if area > max_area:
+        scale = sqrt(max_area / area)
         image = image.resize((int(image.width * scale), int(image.height * scale)), Image.Resampling.LANCZOS)
-    if pad:
-        (left, right), (top, bottom) = (_halves(-side % multiple) for side in image.size)
-        return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
     width, height = image.width // multiple * multiple, image.height // multiple * multiple
-    assert width and height, f"{image.size} holds no multiple of {multiple}; raise min_area"
+    assert width and height, f"{image.size} holds no multiple of {multiple}"
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
-def _halves(length: int) -> tuple[int, int]:
-    return length // 2, length - length // 2
+def nearest_size(image: Image.Image) -> tuple[int, int]:
+    """Give the (width, height) of the API's aspect ratio that is nearest to a picture's."""
+    shape = log(image.width / image.height)
+    return min(RESOLUTIONS.values(), key=lambda size: abs(log(size[0] / size[1]) - shape))
+
+
+def extend_reference(image: Image.Image, width: int, height: int, *, multiple: int) -> Image.Image:
+    """Scale a picture to fit into `width` x `height` px, and repeat its border on both sides of it.
+
+    The outcome's sides are the next multiples of `multiple` px, so that a picture of that size is not scaled.
+    """
+    scale = min(width / image.width, height / image.height)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    room = (ceil(side / multiple) * multiple - shown for side, shown in zip((width, height), size, strict=True))
+    (left, right), (top, bottom) = ((free // 2, free - free // 2) for free in room)
+    return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

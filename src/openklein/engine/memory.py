@@ -32,7 +32,7 @@ def working_bytes(card: ModelCard, dtype: torch.dtype) -> int:
     The transformer's tokens decide; encoding and decoding take less than they do with four references.
     """
     target = max(ceil(width / card.token_px) * ceil(height / card.token_px) for width, height in RESOLUTIONS.values())
-    reference = ceil(card.reference_max_area / card.token_px**2)
+    reference = ceil(card.reference_max_area / card.token_px**2) if card.reference_max_area else target
     tokens = MAX_TEXT_TOKENS + target + MAX_REFERENCES * reference
     samples = 1 if card.guidance == 1 else 2
     return WORKING_WIDTHS * samples * tokens * card.transformer.hidden_size * dtype.itemsize

@@ -16,7 +16,7 @@ from torch import Tensor
 from openklein.engine.autoencoder import Autoencoder
 from openklein.engine.catalog import ModelCard
 from openklein.engine.device import DeviceChoice, synchronize
-from openklein.engine.images import fit_reference, to_image, to_tensor
+from openklein.engine.images import crop_reference, extend_reference, nearest_size, to_image, to_tensor
 from openklein.engine.mini_autoencoder import MiniAutoencoder
 from openklein.engine.prompt_cache import PromptCache
 from openklein.engine.sampler import denoise
@@ -92,7 +92,7 @@ class Pipeline:
         reference_grids: list[Grid] = []
         if request.references:
             with timed("references"):
-                references, reference_grids = self._encode_references(request.references)
+                references, reference_grids = self._encode_references(request.references, request.width, request.height)
         with timed("denoise"):
             latents = self._denoise(request, text, references, reference_grids, on_step)
         with timed("decode"):
@@ -105,20 +105,24 @@ class Pipeline:
         features: Tensor = self._text_encoder(ids, mask)
         return features
 
-    def _encode_references(self, references: Sequence[Image.Image]) -> tuple[Tensor, list[Grid]]:
+    def _encode_references(
+        self, references: Sequence[Image.Image], width: int, height: int
+    ) -> tuple[Tensor, list[Grid]]:
         tokens, grids = [], []
         for reference in references:
-            fitted = fit_reference(
-                reference,
-                multiple=self.card.token_px,
-                min_area=self.card.reference_min_area,
-                max_area=self.card.reference_max_area,
-                pad=self.card.reference_padded,
-            )
+            # an edit is best made within one shape, while several are best joined as they are
+            size = (width, height) if len(references) == 1 else nearest_size(reference)
+            fitted = self._fit(reference, *size)
             latents = self._autoencoder.encode(to_tensor(fitted)[None].to(self.choice.device, self.choice.dtype))
             tokens.append(pack(latents))
             grids.append((latents.shape[2], latents.shape[3]))
         return torch.cat(tokens, dim=1), grids  # (1, M, C)
+
+    def _fit(self, reference: Image.Image, width: int, height: int) -> Image.Image:
+        multiple, max_area = self.card.token_px, self.card.reference_max_area
+        if max_area is None:
+            return extend_reference(reference, width, height, multiple=multiple)
+        return crop_reference(reference, multiple=multiple, max_area=max_area)
 
     def _denoise(
         self,
