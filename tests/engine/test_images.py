@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openklein.contract import RESOLUTIONS
+from openklein.contract import MAX_REFERENCE_ASPECT, MIN_REFERENCE_SIDE_PX, RESOLUTIONS
 from openklein.engine.images import crop_reference, encode_png, extend_reference, nearest_size, to_image, to_tensor
 from tests.engine.pictures import gradient, largest_difference
 
@@ -100,6 +100,13 @@ class TestExtendReference:
         assert shown.size == (200, 100)
         expected = gradient(*size).resize(smaller, Image.Resampling.LANCZOS)
         assert largest_difference(shown.crop(inside), expected) == 0
+
+    @pytest.mark.parametrize("size", RESOLUTIONS.values(), ids=RESOLUTIONS)
+    def test_every_accepted_reference_is_shown_in_whole_tokens(self, size: tuple[int, int]) -> None:
+        smallest, longest = MIN_REFERENCE_SIDE_PX, MIN_REFERENCE_SIDE_PX * MAX_REFERENCE_ASPECT
+        whole = tuple(-(-side // 128) * 128 for side in size)
+        for accepted in ((smallest, smallest), (smallest, longest), (longest, smallest)):
+            assert extend_reference(gradient(*accepted), *size, multiple=128).size == whole
 
     def test_the_border_is_repeated_around_it(self) -> None:
         image = gradient(100, 100)
