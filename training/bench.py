@@ -30,7 +30,7 @@ Shares = dict[str, float]  # of the cases that came out right, or decibels
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One request, and the scene that would answer it exactly."""
+    """One request, and the scene that would answer it exactly, before it is extended to the aspect ratio."""
 
     prompt: str
     target: Scene
@@ -93,8 +93,9 @@ class Bench:
         results, shown = [], []
         for case in cases:
             sources = [self.picture(scene) for scene in case.sources]
-            results.append(make(self.pipeline, case.prompt, SEED, *sources, aspect=case.aspect))
-            shown += [*sources, results[-1]]
+            made = make(self.pipeline, case.prompt, SEED, *sources, aspect=case.aspect)
+            results.append(canvas_of(made, case.target.grid))
+            shown += [*sources, made]
         sheet(shown[:SHOWN_ON_SHEET], 8, self.folder / f"{group}.webp")
         return results
 
@@ -159,6 +160,15 @@ def seen(scene: Scene) -> tuple[slice, slice]:
     sides = zip(scene.grid, VISIBLE[scene.grid], strict=True)
     rows, columns = (slice((CANVAS_TOKEN_PX * n - side) // 2, (CANVAS_TOKEN_PX * n + side) // 2) for n, side in sides)
     return rows, columns
+
+
+def canvas_of(made: Image.Image, grid: Grid) -> Image.Image:
+    """Cut out of a picture the canvas of this grid that was extended to it."""
+    height, width = VISIBLE[grid]
+    scale = min(made.height / height, made.width / width)
+    height, width = round(scale * height), round(scale * width)
+    left, top = (made.width - width) // 2, (made.height - height) // 2
+    return made.crop((left, top, left + width, top + height))
 
 
 def shrink(result: Image.Image, target: Pixels) -> Pixels:

@@ -38,7 +38,7 @@ def edit_cases(bench: Bench, grid: Grid = SQUARE) -> Iterator[tuple[str, Case]]:
         yield "move", Case(word_edit("move", small, after, bench.concepts, bench.rng), after, (small,))
         one, two = bench.pairs()[:2]
         pair = two_things([(thing, style), one, two], grid, bench.rng)
-        for family in (pair, joined_things([one, two], [], grid, bench.rng)):
+        for family in (pair, joined_things([one, two], [], bench.rng)):
             for sample in family.samples:
                 if sample.change in ("add", "remove", "replace"):
                     yield sample.change, edit_case(bench, family, sample)
@@ -76,8 +76,13 @@ def reworded(bench: Bench, file: Path, aspect: str = "square") -> Iterator[tuple
             (thing, *_), text = case.target.things, words[change][number % len(words[change])]
             colour = thing.tint or case.target.background
             prompt = text.format(colour=colour, style=list(STYLES)[thing.style])
-            sources = tuple(replace(scene, grid=SQUARE) for scene in case.sources) if number % 2 else case.sources
-            yield change, replace(case, prompt=prompt, sources=sources, aspect=aspect)
+            if number % 2:
+                case = replace(case, target=squared(case.target), sources=tuple(map(squared, case.sources)))
+            yield change, replace(case, prompt=prompt, aspect=aspect)
+
+
+def squared(scene: Scene) -> Scene:
+    return replace(scene, grid=SQUARE)
 
 
 def edits(bench: Bench, asked: Iterable[tuple[str, Case]], group: str) -> Shares:
@@ -119,7 +124,7 @@ def nearest_style(bench: Bench, result: Image.Image, case: Case) -> bool:
 
 
 def references(bench: Bench, group: str, aspect: str = "square") -> Shares:
-    """Make one picture of several; everything has to be recognised in its place."""
+    """Make one picture of several, all in this aspect ratio; everything has to be recognised in its place."""
     by_change: dict[str, list[Case]] = {}
     grid = grid_of(*RESOLUTIONS[aspect])
     pairs = [*bench.pairs(), *bench.pairs()]
@@ -128,14 +133,14 @@ def references(bench: Bench, group: str, aspect: str = "square") -> Shares:
         sources = tuple(Scene((thing,), "white", grid) for thing in things)
         layouts: tuple[Layout, ...] = ("row", "grid") if len(things) > 2 else ("row",)
         for layout in layouts:
-            target = Scene(arrange(things, columns_of(layout, len(things)), grid), "white", grid)
+            target = Scene(arrange(things, columns_of(layout, len(things)), SQUARE), "white", SQUARE)
             by_change.setdefault(layout, []).append(Case(f"put them in a {layout}", target, sources, aspect))
-        family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], grid, bench.rng)
+        family = joined_things([pairs[2 * number], pairs[2 * number + 1]], [], bench.rng)
         for sample in family.samples:
             if sample.change == "replace":  # which is an edit of one picture
                 continue
             assert sample.change in ("insert", "place", "stack")
-            shown = tuple(family.scenes[i] for i in sample.references)
+            shown = tuple(replace(family.scenes[i], grid=grid) for i in sample.references)
             case = Case(word_join(sample.change, bench.rng), family.scenes[sample.target], shown, aspect)
             by_change.setdefault(sample.change, []).append(case)
     shares = {}

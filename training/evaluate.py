@@ -28,7 +28,7 @@ from training.families import counted
 from training.fidelity import photographs, round_trips
 from training.measures import count_parts
 from training.model import load_model
-from training.scenes import COLOURS, POSED_SIZE, SQUARE, Scene, Thing, arrange, default_style, grid_of
+from training.scenes import COLOURS, POSED_SIZE, SQUARE, Scene, Thing, arrange, default_style
 from training.wording import NUMBERS, plural, word_noun
 
 PROMPTS = Path(__file__).with_name("prompts")
@@ -106,12 +106,12 @@ def two_side_by_side(bench: Bench) -> Shares:
 
 def counts(bench: Bench, group: str, aspect: str = "square") -> Shares:
     """Ask for one to four of a thing; one of several parts counts as many, so compare with as many real ones."""
-    cases, grid = [], grid_of(*RESOLUTIONS[aspect])
+    cases = []
     for number, (thing, _) in enumerate(bench.pairs()):
         count, noun = 1 + number % 4, bench.concepts[thing].label.lower()
-        one = alone(thing, default_style(bench.concepts[thing]), grid=grid)
+        one = alone(thing, default_style(bench.concepts[thing]))
         prompt = f"{NUMBERS[count]} {noun if count == 1 else plural(noun)}"
-        target = one if count == 1 else counted(one.things[0], count, "white", grid)
+        target = one if count == 1 else counted(one.things[0], count, "white")
         cases.append(Case(prompt, target, aspect=aspect))
     results = bench.run(cases, group)
     right = [

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import ceil
 from typing import get_args
 
 import numpy as np
@@ -15,7 +14,6 @@ from training.scenes import (
     DEFAULT_GRID,
     PLACES,
     POSED_SIZE,
-    SLOT_PX,
     SQUARE,
     VISIBLE,
     Layout,
@@ -121,7 +119,7 @@ def loose(concept: int, rng: np.random.Generator) -> Thing:
 
 
 def one_thing(concept: int, styles: list[int], posed: bool, grid: Grid, rng: np.random.Generator) -> Family:
-    """Draw one thing in two styles on two backgrounds, in another aspect ratio, and changed in every way."""
+    """Draw one thing in two styles on two backgrounds, in another shape, and changed in every way."""
     family = Family()
     first = draw_background(rng)
     second = draw_background(rng, besides=first)
@@ -153,25 +151,23 @@ def one_thing(concept: int, styles: list[int], posed: bool, grid: Grid, rng: np.
             family.samples.append(Sample(plain, (after,), change))
             family.samples += [Sample(family.add(moved(scene, rng)), (after,), "move") for _ in range(2)]
     if posed:
-        family.samples += [Sample(i) for i in described]
+        family.samples += [Sample(i) for i in described if family.scenes[i].grid == SQUARE]
     return family
 
 
 def portraits(concept: int, styles: list[int], rng: np.random.Generator) -> Family:
-    """Draw one thing as captions describe it, in every style: on white, on another background, in every aspect."""
+    """Draw one thing as captions describe it, in every style on white and on another background; edit it wide too."""
     family = Family()
     on_white = []
     for style in styles:
         base = Scene((Thing(concept, style, POSED_SIZE),), "white", SQUARE)
-        plain = family.add(base)
-        wide = family.add(replace(base, grid=DEFAULT_GRID))
-        for before in (plain, wide):
-            turned = replace(family.scenes[before], background=draw_background(rng, besides="white"))
-            after = family.add(turned)
-            family.samples += [Sample(before), Sample(after), Sample(after, (before,), "background")]
-        others = [grid for grid in GRID_WEIGHTS if grid != DEFAULT_GRID]
-        family.samples += [Sample(family.add(replace(base, background=draw_background(rng), grid=g))) for g in others]
-        on_white.append(plain)
+        for before in (base, replace(base, grid=DEFAULT_GRID)):
+            plain = family.add(before)
+            after = family.add(replace(before, background=draw_background(rng, besides="white")))
+            family.samples.append(Sample(after, (plain,), "background"))
+            if before.grid == SQUARE:
+                family.samples += [Sample(plain), Sample(after)]
+                on_white.append(plain)
     family.samples += [Sample(b, (a,), "restyle") for a in on_white for b in on_white if a != b]
     return family
 
@@ -220,7 +216,8 @@ def two_things(pairs: list[tuple[int, int]], grid: Grid, rng: np.random.Generato
     second = family.add(Scene((b,), background, grid))
     swapped = family.add(Scene((a, replace(three, size=b.size, x=b.x, y=b.y)), background, grid))
     tinted = family.add(Scene((a, replace(b, tint=draw_tint(rng))), background, grid))
-    family.samples += [Sample(i) for i in (both, swapped, tinted)]
+    if grid == SQUARE:
+        family.samples += [Sample(i) for i in (both, swapped, tinted)]
     family.samples += [
         Sample(both, (first,), "add"),
         Sample(first, (both,), "remove"),
@@ -232,41 +229,34 @@ def two_things(pairs: list[tuple[int, int]], grid: Grid, rng: np.random.Generato
 
 
 def many_of_a_kind(concept: int, style: int, rng: np.random.Generator) -> Family:
-    """Draw two to four of a thing, in a square picture and in another."""
+    """Draw two to four of a thing."""
     family, background = Family(), draw_background(rng)
     thing = Thing(concept, style, POSED_SIZE, tint=draw_tint(rng) if rng.random() < 0.2 else "")
-    grids = SQUARE, draw_wide_grid(rng)
-    family.samples += [Sample(family.add(counted(thing, n, background, grid))) for n in (2, 3, 4) for grid in grids]
+    family.samples += [Sample(family.add(counted(thing, n, background))) for n in (2, 3, 4)]
     return family
 
 
-def counted(thing: Thing, count: int, background: str, grid: Grid) -> Scene:
-    """Show some of a thing, in as many columns as leave each the most room, and the fewest places empty."""
-    height, width = VISIBLE[grid]
-
-    def room(columns: int) -> tuple[float, int, int]:
-        rows = ceil(count / columns)
-        return min(width / columns, height / rows, SLOT_PX), -rows * columns, columns
-
-    return Scene(arrange([thing] * count, max(range(1, count + 1), key=room), grid), background, grid)
+def counted(thing: Thing, count: int, background: str) -> Scene:
+    """Show some of a thing."""
+    return Scene(arrange([thing] * count, columns_of("grid", count), SQUARE), background, SQUARE)
 
 
-def joined_things(pairs: list[tuple[int, int]], styles: list[int], grid: Grid, rng: np.random.Generator) -> Family:
+def joined_things(pairs: list[tuple[int, int]], styles: list[int], rng: np.random.Generator) -> Family:
     """Make one picture of two: one thing in the other's picture, place or style, or above it."""
     family = Family()
     behind = draw_background(rng)
     one, two = (Thing(concept, style, POSED_SIZE) for concept, style in pairs)
-    source = family.add(Scene((one,), draw_background(rng), SQUARE if rng.random() < 0.5 else grid))
-    inserted = arrange([two, one], 2, grid)
-    stacked = arrange([one, two], 1, grid)
-    scene = family.add(Scene(inserted[:1], behind, grid))
-    alone = family.add(Scene((two,), behind, grid))
-    placed = family.add(Scene((one,), behind, grid))
+    source = family.add(Scene((one,), draw_background(rng), SQUARE))
+    inserted = arrange([two, one], 2, SQUARE)
+    stacked = arrange([one, two], 1, SQUARE)
+    scene = family.add(Scene(inserted[:1], behind, SQUARE))
+    alone = family.add(Scene((two,), behind, SQUARE))
+    placed = family.add(Scene((one,), behind, SQUARE))
     family.samples += [
-        Sample(family.add(Scene(inserted, behind, grid)), (source, scene), "insert"),
+        Sample(family.add(Scene(inserted, behind, SQUARE)), (source, scene), "insert"),
         Sample(placed, (source, alone), "place"),
         Sample(placed, (alone,), "replace"),
-        Sample(family.add(Scene(stacked, behind, grid)), (source, alone), "stack"),
+        Sample(family.add(Scene(stacked, behind, SQUARE)), (source, alone), "stack"),
     ]
     if two.style in styles and two.style != one.style:
         redrawn = family.add(restyled(family.scenes[source], two.style))
@@ -278,13 +268,12 @@ def several_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Fa
     """Draw two to four things each alone, and all together."""
     family = Family()
     things = [Thing(concept, style, POSED_SIZE) for concept, style in pairs]
-    shown_in, grid = (SQUARE if rng.random() < 0.5 else DEFAULT_GRID for _ in range(2))
     for thing in things:
-        family.samples.append(Sample(family.add(Scene((thing,), draw_background(rng), shown_in))))
+        family.samples.append(Sample(family.add(Scene((thing,), draw_background(rng), SQUARE))))
     layout: Layout = "grid" if len(things) > 2 and rng.random() < 0.5 else "row"
     names = list(COLOURS)
     background = "white" if rng.random() < 0.6 else names[rng.integers(len(names))]
-    target = family.add(Scene(arrange(things, columns_of(layout, len(things)), grid), background, grid))
+    target = family.add(Scene(arrange(things, columns_of(layout, len(things)), SQUARE), background, SQUARE))
     family.samples.append(Sample(target, tuple(range(len(things))), layout))
     return family
 
@@ -308,6 +297,6 @@ def draw_family(number: int, order: list[int], styles: list[list[int]], rng: np.
             return several_things(take(int(rng.integers(2, 5))), rng)
         case 7:
             pairs = take(2)
-            return joined_things(pairs, styles[pairs[0][0]], grid, rng)
+            return joined_things(pairs, styles[pairs[0][0]], rng)
     concept = order.pop()
     return one_thing(concept, styles[concept], number % 8 < 2, grid, rng)

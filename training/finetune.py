@@ -18,17 +18,19 @@ from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from torch import Tensor
 
+from openklein.contract import RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
-from openklein.engine.images import extend_reference, nearest_size, to_tensor
+from openklein.engine.images import to_tensor
 from openklein.engine.mini_autoencoder import MiniAutoencoder
 from openklein.engine.text_encoder import PromptTokenizer
-from openklein.engine.tokens import Grid, pack
+from openklein.engine.tokens import pack
 from training.batches import Batch
 from training.checkpoints import Average, Run
 from training.distill import descend, known, straight
 from training.export import sixteen_bit
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.precision import DEVICE
+from training.scenes import SQUARE
 from training.showcase import PROMPTS_FILE
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,10 +39,9 @@ BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A picture to learn: its latents (N, C), how they are laid out, and what it shows."""
+    """A picture to learn: its latents (N, C), and what it shows."""
 
     tokens: Tensor
-    grid: Grid
     caption: str
 
 
@@ -63,29 +64,24 @@ def upright(picture: Image.Image) -> Image.Image:
 
 @torch.inference_mode()
 def prepare(picture: Image.Image, caption: str, autoencoder: MiniAutoencoder) -> Lesson:
-    """Crop a picture to the nearest aspect ratio of the API, and encode it."""
-    size = nearest_size(picture)
-    cropped = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    padded = extend_reference(cropped, *size, multiple=KLEIN_MINI.token_px)
-    latents = autoencoder.encode(to_tensor(padded)[None])
-    return Lesson(pack(latents)[0].clone(), (latents.shape[2], latents.shape[3]), caption)
+    """Crop a picture to a square, in which klein-mini draws whatever is asked for, and encode it."""
+    cropped = ImageOps.fit(picture, RESOLUTIONS["square"], Image.Resampling.LANCZOS)
+    return Lesson(pack(autoencoder.encode(to_tensor(cropped)[None]))[0].clone(), caption)
 
 
 def draw_batch(lessons: list[Lesson], tokenizer: PromptTokenizer, rng: np.random.Generator) -> Batch:
-    """Take lessons of one shape, each shape as often as it has pictures."""
-    grid = lessons[rng.integers(len(lessons))].grid
-    alike = [lesson for lesson in lessons if lesson.grid == grid]
-    chosen = [alike[i] for i in rng.integers(len(alike), size=BATCH)]
+    """Take some of the lessons."""
+    chosen = [lessons[i] for i in rng.integers(len(lessons), size=BATCH)]
     target = torch.stack([lesson.tokens for lesson in chosen]).to(DEVICE)
-    return Batch(target, target[:, :0], *tokenizer.encode([lesson.caption for lesson in chosen]), grid, ())
+    return Batch(target, target[:, :0], *tokenizer.encode([lesson.caption for lesson in chosen]), SQUARE, ())
 
 
 def draw_rehearsal(tokenizer: PromptTokenizer, rng: np.random.Generator) -> Batch:
     """Take prompts that it knows; of the target only the shape counts."""
     prompts = PROMPTS_FILE.read_text("utf-8").splitlines()
     ids, mask = tokenizer.encode([prompts[i] for i in rng.integers(len(prompts), size=BATCH)])
-    target = torch.zeros(BATCH, 64, KLEIN_MINI.transformer.in_channels, device=DEVICE)
-    return Batch(target, target[:, :0], ids, mask, (8, 8), ())
+    target = torch.zeros(BATCH, SQUARE[0] * SQUARE[1], KLEIN_MINI.transformer.in_channels, device=DEVICE)
+    return Batch(target, target[:, :0], ids, mask, SQUARE, ())
 
 
 def train(pictures: Path, work: Path, target: Path, minutes: float, peak_rate: float = 1e-4) -> None:

@@ -49,7 +49,7 @@ def test_every_accepted_reference_holds_a_token(card: ModelCard) -> None:
         assert fitted.width % card.token_px == fitted.height % card.token_px == 0
 
 
-def test_only_klein_mini_extends_its_references() -> None:
+def test_only_klein_mini_has_canvases_of_its_own() -> None:
     assert {card.id for card in CATALOG.values() if card.reference_max_area is None} == {contract.MINI_MODEL}
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from openklein.contract import MAX_REFERENCE_ASPECT, MIN_REFERENCE_SIDE_PX, RESOLUTIONS
-from openklein.engine.images import crop_reference, encode_png, extend_reference, nearest_size, to_image, to_tensor
+from openklein.engine.images import crop_reference, encode_png, extend, nearest_size, to_image, to_tensor, trim
 from tests.engine.pictures import gradient, largest_difference
 
 
@@ -81,12 +81,17 @@ class TestCropReference:
             crop_reference(gradient(100, 200), multiple=128, max_area=AREA)
 
 
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(256, size=(height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
 @pytest.mark.parametrize("size", RESOLUTIONS.values(), ids=RESOLUTIONS)
 def test_what_has_an_aspect_ratio_of_the_api_is_nearest_to_it(size: tuple[int, int]) -> None:
     assert nearest_size(Image.new("RGB", (size[0] // 3 + 1, size[1] // 3))) == size
 
 
-class TestExtendReference:
+class TestExtend:
     @pytest.mark.parametrize(
         ("size", "inside"),
         [((100, 100), (50, 0, 150, 100)), ((400, 100), (0, 25, 200, 75)), ((10, 40), (87, 0, 112, 100)),
@@ -95,7 +100,7 @@ class TestExtendReference:
     def test_all_of_the_picture_is_shown_in_the_middle(
         self, size: tuple[int, int], inside: tuple[int, int, int, int]
     ) -> None:
-        shown = extend_reference(gradient(*size), 200, 100, multiple=50)
+        shown = extend(gradient(*size), 200, 100, multiple=50)
         smaller = inside[2] - inside[0], inside[3] - inside[1]
         assert shown.size == (200, 100)
         expected = gradient(*size).resize(smaller, Image.Resampling.LANCZOS)
@@ -106,15 +111,22 @@ class TestExtendReference:
         smallest, longest = MIN_REFERENCE_SIDE_PX, MIN_REFERENCE_SIDE_PX * MAX_REFERENCE_ASPECT
         whole = tuple(-(-side // 128) * 128 for side in size)
         for accepted in ((smallest, smallest), (smallest, longest), (longest, smallest)):
-            assert extend_reference(gradient(*accepted), *size, multiple=128).size == whole
+            assert extend(gradient(*accepted), *size, multiple=128).size == whole
 
-    def test_the_border_is_repeated_around_it(self) -> None:
-        image = gradient(100, 100)
-        shown = extend_reference(image, 200, 100, multiple=50)
-        assert {shown.getpixel((x, 37)) for x in range(50)} == {image.getpixel((0, 37))}
-        assert {shown.getpixel((x, 81)) for x in range(150, 200)} == {image.getpixel((99, 81))}
-        tall = extend_reference(image, 100, 150, multiple=50)
-        assert {tall.getpixel((12, y)) for y in range(25)} == {image.getpixel((12, 0))}
+    def test_the_border_is_carried_on_around_it(self) -> None:
+        image = Image.new("RGB", (1000, 1000), (10, 20, 30))
+        image.paste((200, 180, 160), (0, 640, 1000, 1000))  # below a horizon
+        wide = extend(image, 2000, 1000)
+        assert [wide.getpixel((x, 639)) for x in (0, 499, 1500, 1999)] == [(10, 20, 30)] * 4
+        assert [wide.getpixel((x, 640)) for x in (0, 499, 1500, 1999)] == [(200, 180, 160)] * 4
+        tall = extend(image, 1000, 1500)
+        assert (tall.getpixel((5, 0)), tall.getpixel((5, 1499))) == ((10, 20, 30), (200, 180, 160))
+
+    def test_a_speck_on_the_border_leaves_no_streak(self) -> None:
+        image = Image.new("RGB", (1000, 1000), (10, 20, 30))
+        image.paste((250, 0, 0), (0, 300, 9, 340))
+        left, right = (extend(image, 1400, 1000).crop((x, 0, x + 200, 1000)) for x in (0, 1200))
+        assert left.getcolors() == right.getcolors() == [(200 * 1000, (10, 20, 30))]
 
     @pytest.mark.parametrize(
         ("size", "fitted"), [((1344, 768), (1408, 768)), ((832, 1248), (896, 1280)), ((1024, 1024), (1024, 1024))]
@@ -123,7 +135,7 @@ class TestExtendReference:
         self, size: tuple[int, int], fitted: tuple[int, int]
     ) -> None:
         image = gradient(*size)
-        filled = extend_reference(image, *size, multiple=128)
+        filled = extend(image, *size, multiple=128)
         assert filled.size == fitted
         left, top = ((whole - side) // 2 for whole, side in zip(fitted, size, strict=True))
         assert largest_difference(filled.crop((left, top, left + size[0], top + size[1])), image) == 0
@@ -150,3 +162,26 @@ class TestTensors:
     def test_values_that_are_not_numbers_are_our_fault(self) -> None:
         with pytest.raises(AssertionError, match="not numbers"):
             to_image(torch.full((3, 1, 1), torch.nan))
+
+
+class TestTrim:
+    @pytest.mark.parametrize("size", RESOLUTIONS.values(), ids=RESOLUTIONS)
+    def test_it_takes_away_what_extending_added(self, size: tuple[int, int]) -> None:
+        square = noise(400, 400)
+        trimmed = trim(extend(square, *size))
+        scaled = square.resize((min(size), min(size)), Image.Resampling.LANCZOS)
+        assert trimmed.size == scaled.size
+        assert largest_difference(trimmed, scaled) == 0
+
+    def test_a_lossy_file_is_trimmed_as_well(self) -> None:
+        image = Image.new("RGB", (1344, 768), (246, 142, 36))
+        image.paste(noise(500, 500), (422, 134))
+        stored = BytesIO()
+        image.save(stored, "WEBP", quality=88)
+        assert trim(Image.open(stored).convert("RGB")).size == (768, 768)
+
+    def test_what_a_side_shows_is_kept(self) -> None:
+        assert largest_difference(trim(noise(300, 200)), noise(300, 200)) == 0
+        image = Image.new("RGB", (400, 200), "white")
+        image.paste("black", (10, 50, 20, 60))  # far to the left, where the right is empty
+        assert (trim(image).size, trim(image).getpixel((0, 50))) == ((380, 200), (0, 0, 0))

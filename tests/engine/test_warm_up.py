@@ -59,10 +59,15 @@ class SlowPipeline(Pipeline):
         return super().generate(request, wait_then_step, timings)
 
 
-def test_the_estimate_scales_the_steps_but_for_what_the_first_sets_up(tiny_pipeline: Pipeline) -> None:
-    growth = step_operations(tiny_pipeline.card, 1024) / step_operations(tiny_pipeline.card, 256)
-    assert warm_up(SlowPipeline(tiny_pipeline, (0.1, 0.1, 0.1, 0.1))) > 4 * 0.1 * growth
-    assert 0 < warm_up(SlowPipeline(tiny_pipeline, (2.0, 0.0, 0.0, 0.0))) < 4 * 2.0 * growth
+def test_the_estimate_scales_the_steps_but_for_what_the_first_sets_up(in_the_size_asked_for: Pipeline) -> None:
+    pipeline = in_the_size_asked_for
+    growth = step_operations(pipeline.card, 1024) / step_operations(pipeline.card, 256)
+    assert warm_up(SlowPipeline(pipeline, (0.1, 0.1, 0.1, 0.1))) > 4 * 0.1 * growth
+    assert 0 < warm_up(SlowPipeline(pipeline, (2.0, 0.0, 0.0, 0.0))) < 4 * 2.0 * growth
+
+
+def test_what_is_made_in_full_size_is_not_scaled(tiny_pipeline: Pipeline) -> None:
+    assert 4 * 0.1 < warm_up(SlowPipeline(tiny_pipeline, (0.1, 0.1, 0.1, 0.1))) < 4 * 0.1 + 0.5
 
 
 class TestOnAGpu:

@@ -9,12 +9,16 @@ from math import ceil, log, sqrt
 import numpy as np
 import torch
 from isal import isal_zlib
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from openklein.contract import MAX_REFERENCE_ASPECT, MIN_REFERENCE_SIDE_PX, RESOLUTIONS
 from openklein.errors import InvalidImage
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+BORDER_PX, REACH_PX = 8, 48  # how deep a border is, and how far along it to either side it is alike
+ALIKE_LEVELS = 8  # of 255, by which a lossy file may differ from line to line
 MAX_JPEG_SCANS = 64  # encoders write about 10; each one can be 100 bytes that cost a pass over all pixels
 
 # What Pillow's readers raise on bytes that are not what they claim to be.
@@ -132,8 +136,8 @@ def nearest_size(image: Image.Image) -> tuple[int, int]:
     return min(RESOLUTIONS.values(), key=lambda size: abs(log(size[0] / size[1]) - shape))
 
 
-def extend_reference(image: Image.Image, width: int, height: int, *, multiple: int) -> Image.Image:
-    """Scale a picture to fit into `width` x `height` px, and repeat its border on both sides of it.
+def extend(image: Image.Image, width: int, height: int, *, multiple: int = 1) -> Image.Image:
+    """Scale a picture to fit into `width` x `height` px, and carry its border on around it.
 
     The outcome's sides are the next multiples of `multiple` px, so that a picture of that size is not scaled.
     """
@@ -141,9 +145,41 @@ def extend_reference(image: Image.Image, width: int, height: int, *, multiple: i
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     if image.size != size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    room = (ceil(side / multiple) * multiple - shown for side, shown in zip((width, height), size, strict=True))
-    (left, right), (top, bottom) = ((free // 2, free - free // 2) for free in room)
-    return Image.fromarray(np.pad(np.asarray(image), ((top, bottom), (left, right), (0, 0)), mode="edge"))
+    right, down = (ceil(side / multiple) * multiple - shown for side, shown in zip((width, height), size, strict=True))
+    below = _carry_on(np.asarray(image), down)
+    return Image.fromarray(_carry_on(below.swapaxes(0, 1), right).swapaxes(0, 1))
+
+
+def _carry_on(pixels: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Put `count` rows around pixels (H, W, 3), half of them above."""
+    if not count:
+        return pixels
+    above, under = _usual(pixels[:BORDER_PX])[None], _usual(pixels[-BORDER_PX:])[None]
+    return np.concatenate([above.repeat(count // 2, 0), pixels, under.repeat(count - count // 2, 0)])
+
+
+def _usual(border: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Give the median around each place along a border (D, W, 3): streaks go, and a horizon stays sharp."""
+    line = np.pad(border.mean(0), ((REACH_PX, REACH_PX), (0, 0)), mode="edge")
+    medians = np.median(sliding_window_view(line, 2 * REACH_PX + 1, axis=0), axis=-1)  # (W, 3)
+    return np.asarray(medians.round(), np.uint8)
+
+
+def trim(image: Image.Image) -> Image.Image:
+    """Cut a picture towards a square where its longer sides only carry its border on, as `extend` leaves them."""
+    pixels = np.asarray(image)  # (H, W, 3)
+    lines = pixels if image.height > image.width else pixels.swapaxes(0, 1)
+    room = abs(image.width - image.height) // 2
+    count = min(_alike(lines[:room]), _alike(lines[::-1][:room]))
+    lines = lines[count : len(lines) - count]
+    return Image.fromarray(lines if image.height > image.width else lines.swapaxes(0, 1))
+
+
+def _alike(lines: NDArray[np.uint8]) -> int:
+    """Count the first lines (N, L, 3) if several are alike, but for what compression changes."""
+    different = (n for n, line in enumerate(lines) if np.abs(line.astype(np.int16) - lines[0]).max() > ALIKE_LEVELS)
+    count = next(different, len(lines))
+    return count if count > 1 else 0
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from openklein.contract import RESOLUTIONS
 from openklein.engine.autoencoder import Autoencoder
 from openklein.engine.catalog import ModelCard
 from openklein.engine.device import DeviceChoice, synchronize
-from openklein.engine.images import crop_reference, extend_reference, nearest_size, to_image, to_tensor
+from openklein.engine.images import crop_reference, extend, nearest_size, to_image, to_tensor, trim
 from openklein.engine.mini_autoencoder import MiniAutoencoder
 from openklein.engine.prompt_cache import PromptCache
 from openklein.engine.sampler import denoise
@@ -59,6 +61,15 @@ class Pipeline:
         """Raise `PromptTooLong` for a prompt that the model does not read to its end."""
         self._tokenizer.check(prompt)
 
+    def choose_canvas(self, request: ImageRequest) -> tuple[int, int]:
+        """Give the (width, height) in px to work in: the size asked for, or what is then extended to it.
+
+        klein-mini is at its best in a square, and edits best in the shape of what it edits.
+        """
+        if self.card.reference_max_area is not None:
+            return request.width, request.height
+        return nearest_size(trim(request.references[0])) if len(request.references) == 1 else RESOLUTIONS["square"]
+
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Have the transformer's blocks compiled when they first run: each kind once, for every size.
 
@@ -82,6 +93,7 @@ class Pipeline:
         `timings` takes the seconds of each stage as it ends, or fails. Raises PromptTooLong.
         """
         self.check(request.prompt)
+        width, height = self.choose_canvas(request)
         timings = {} if timings is None else timings
         timed = partial(stage, timings, device=self.choice.device)
         with timed("text"):
@@ -92,11 +104,12 @@ class Pipeline:
         reference_grids: list[Grid] = []
         if request.references:
             with timed("references"):
-                references, reference_grids = self._encode_references(request.references, request.width, request.height)
+                references, reference_grids = self._encode_references(request.references, width, height)
         with timed("denoise"):
-            latents = self._denoise(request, text, references, reference_grids, on_step)
+            drawn = replace(request, width=width, height=height)
+            latents = self._denoise(drawn, text, references, reference_grids, on_step)
         with timed("decode"):
-            image = self._decode(latents, request.width, request.height)
+            image = extend(self._decode(latents, width, height), request.width, request.height)
         return ImageResult(image, self.card.id, request.seed, timings, prompt_cached=kept is not None)
 
     def _encode_prompt(self, prompt: str) -> Tensor:
@@ -110,10 +123,8 @@ class Pipeline:
     ) -> tuple[Tensor, list[Grid]]:
         tokens, grids = [], []
         for reference in references:
-            # an edit is best made within one shape, while several are best joined as they are
-            size = (width, height) if len(references) == 1 else nearest_size(reference)
-            fitted = self._fit(reference, *size)
-            latents = self._autoencoder.encode(to_tensor(fitted)[None].to(self.choice.device, self.choice.dtype))
+            fitted = to_tensor(self._fit(reference, width, height))
+            latents = self._autoencoder.encode(fitted[None].to(self.choice.device, self.choice.dtype))
             tokens.append(pack(latents))
             grids.append((latents.shape[2], latents.shape[3]))
         return torch.cat(tokens, dim=1), grids  # (1, M, C)
@@ -121,7 +132,7 @@ class Pipeline:
     def _fit(self, reference: Image.Image, width: int, height: int) -> Image.Image:
         multiple, max_area = self.card.token_px, self.card.reference_max_area
         if max_area is None:
-            return extend_reference(reference, width, height, multiple=multiple)
+            return extend(trim(reference), width, height, multiple=multiple)
         return crop_reference(reference, multiple=multiple, max_area=max_area)
 
     def _denoise(

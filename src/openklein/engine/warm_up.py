@@ -63,9 +63,10 @@ def estimate(pipeline: Pipeline) -> float:
     moments: list[float] = []
     timings = pipeline.generate(WARM_UP, on_step=lambda _: moments.append(time.perf_counter())).timings
     step_s = min(end - start for start, end in pairwise(moments))
-    growth = step_operations(pipeline.card, FULL_PX) / step_operations(pipeline.card, WARM_UP.width)
+    made_px, _ = pipeline.choose_canvas(WARM_UP)
+    growth = step_operations(pipeline.card, FULL_PX) / step_operations(pipeline.card, made_px)
     denoise_s = (len(moments) - 1) * step_s * growth
-    return timings["text"] + denoise_s + timings["decode"] * (FULL_PX / WARM_UP.width) ** 2
+    return timings["text"] + denoise_s + timings["decode"] * (FULL_PX / made_px) ** 2
 
 
 def step_operations(card: ModelCard, side_px: int) -> int:
