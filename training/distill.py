@@ -8,7 +8,7 @@ the time the way goes on from where the student went, so that it learns to mend 
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from itertools import pairwise
@@ -45,7 +45,8 @@ def first(batch: Batch, count: int) -> Batch:
 def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     torch.manual_seed(0)
     teacher_model = load_model(work / "flow").to(DEVICE, FAST_DTYPE).eval().requires_grad_(False)
-    student = deepcopy(teacher_model).float().requires_grad_(True).train()
+    student = deepcopy(teacher_model).float().train()
+    student.transformer.requires_grad_(True)
     optimizer = torch.optim.AdamW(student.parameters(), peak_rate, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.995)
     run = Run(work / "distill", minutes, {"model": student, "optimizer": optimizer, "average": average})
@@ -58,7 +59,8 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.4)
         batch = first(latents.batch(next(batches)), BATCH * BATCH_SCALE)
         goal = partial(straight, batch) if batch.reference_grids else guided(teacher_model, batch, pool)
-        run.record(loss=descend(student, goal, batch, optimizer, follow_student=bool(rng.random() < 0.5)))
+        losses = walk(student, goal, batch, follow_student=bool(rng.random() < 0.5), substeps=SUBSTEPS)
+        run.record(loss=descend(student, losses, optimizer))
         average.update(student)
 
 
@@ -86,31 +88,31 @@ def known(model: MiniModel, batch: Batch) -> Goal:
     return goal
 
 
-def descend(
-    student: MiniModel,
-    goal: Goal,
-    batch: Batch,
-    optimizer: torch.optim.Optimizer,
-    *,
-    follow_student: bool,
-    substeps: Sequence[int] = SUBSTEPS,
-) -> Tensor:
-    """Go from noise to picture once, with an optimizer step at each level; return the mean loss."""
-    tokens, losses = torch.randn_like(batch.target), []
+def walk(
+    student: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool, substeps: Sequence[int] = (1, 1, 1, 1)
+) -> Iterator[Tensor]:
+    """Go from noise to picture once; give the loss at each of the product's noise levels."""
+    tokens = torch.randn_like(batch.target)
     levels = sigmas(tokens.shape[1], KLEIN_MINI.steps)
     for (here, there), count in zip(pairwise(levels), substeps, strict=True):
         outcome = goal(tokens, np.linspace(here, there, count + 1).tolist())
         # as a float32 pipeline gives the noise level, and as a bfloat16 pipeline rounds it
         shown = here if torch.rand(()) < 0.5 else (1000 * torch.tensor(here).bfloat16()).item() / 1000
         velocity = velocity_at(student, batch, tokens, shown)
-        loss = F.mse_loss(velocity, (outcome - tokens) / (there - here))
+        yield F.mse_loss(velocity, (outcome - tokens) / (there - here))
+        tokens = tokens + (there - here) * velocity.detach() if follow_student else outcome
+
+
+def descend(student: MiniModel, losses: Iterator[Tensor], optimizer: torch.optim.Optimizer) -> Tensor:
+    """Step after each loss of a walk; return the mean."""
+    seen = []
+    for loss in losses:
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.detach())
-        tokens = tokens + (there - here) * velocity.detach() if follow_student else outcome
-    return torch.stack(losses).mean()
+        seen.append(loss.detach())
+    return torch.stack(seen).mean()
 
 
 def velocity_at(model: MiniModel, batch: Batch, tokens: Tensor, sigma: float) -> Tensor:

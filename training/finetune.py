@@ -26,7 +26,7 @@ from openklein.engine.text_encoder import PromptTokenizer
 from openklein.engine.tokens import pack
 from training.batches import Batch
 from training.checkpoints import Average, Run
-from training.distill import descend, known, straight
+from training.distill import descend, known, straight, walk
 from training.export import sixteen_bit
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.precision import DEVICE
@@ -98,8 +98,8 @@ def train(pictures: Path, work: Path, target: Path, minutes: float, peak_rate: f
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20)
         batch = draw_rehearsal(tokenizer, rng) if step % 2 else draw_batch(lessons, tokenizer, rng)
         goal = known(before, batch) if step % 2 else partial(straight, batch)
-        follow = bool(rng.random() < 0.5)
-        run.record(loss=descend(student, goal, batch, optimizer, follow_student=follow, substeps=(1, 1, 1, 1)))
+        losses = walk(student, goal, batch, follow_student=bool(rng.random() < 0.5))
+        run.record(loss=descend(student, losses, optimizer))
         average.update(student)
     write(average.module, target)
 

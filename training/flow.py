@@ -32,8 +32,7 @@ def initialise(model: MiniModel, work: Path) -> None:
     for name, parameter in model.transformer.named_parameters():
         if "modulation" in name or name.startswith(("norm_out", "proj_out")):
             nn.init.zeros_(parameter)
-    taught = next(work / run for run in ("further_text", "text") if (work / run).exists())
-    model.text_encoder.load_state_dict(load_average(taught))
+    model.text_encoder.load_state_dict(load_average(work / "text"))
     model.text_encoder.requires_grad_(False)
 
 

@@ -1,49 +1,46 @@
-"""Go on from the weights that ship, for whoever has no run to resume: lay them out, and mend one part alone.
+"""Go on from the weights that ship, for whoever has no run to resume: lay them out, and teach them edits in any words.
 
 `python -m training.further begin --work FOLDER` lays out tokenizer, autoencoder and text encoder for training.pool and
-training.flow. `text --minutes N` resumes FOLDER/further_text, a text encoder that reads more wordings and takes the
-shipped one's place in all stages; `edits --minutes N` resumes FOLDER/further_edits, a transformer that edits and joins
-in landscape too. Either leaves the whole model in FOLDER/further_weights.
+training.flow. `edits --minutes N` resumes FOLDER/further_edits: text encoder and transformer learn together. It leaves
+the whole model in FOLDER/further_weights.
 """
 
 import argparse
-import math
 import shutil
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
 
 from openklein.engine.catalog import KLEIN_MINI
-from openklein.engine.schedule import sigmas
-from training.autoencoder import load_average
-from training.batches import Batch, Draw, Latents, Pool, rotary_of, stream
+from openklein.engine.tokens import Grid
+from training.batches import Batch, Latents, Pool
 from training.checkpoints import Average, Run
-from training.distill import descend, known, straight
+from training.distill import Goal, known, straight, walk
 from training.export import export
 from training.families import Sample, word_sample
 from training.flow import compile_blocks
 from training.model import SHIPPED, MiniModel, load_shipped
-from training.precision import DEVICE, autocast
-from training.scenes import DEFAULT_GRID
-from training.wording import Plainest
+from training.muon import Muon
+from training.precision import BATCH_SCALE, DEVICE
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
+from training.wording import Plainest, caption
 
-SHARES = (0.38, 0.36, 0.23, 0.03)  # of the kinds of training.batches
-PLAIN_SHARE = 0.2  # of the prompts, which stay as they are
-RATE = 1.5e-4
-EDITS_SHARES = (0.25, 0.10, 0.47, 0.18)
-EDITS_PLAIN_SHARE = 0.6
-EDITS_RATE = 2e-4
-LANDSCAPE_WEIGHT, RESHAPED_WEIGHT = 5.0, 2.0  # of an outcome in landscape, and of one that its references differ from
-HARD, HARD_WEIGHT = {"restyle", "style", "rotate", "add", "remove", "replace"}, 0.3  # take more than such a run
-LEARNED_SHARE = 0.5  # half way keeps most of what is learned, and what small batches wear off
-LARGE_ERROR = 0.1  # from which on errors no longer count as squares: a background misread is fifty times as large
+NEW = {"restyle": 0.42, "replace": 0.42, "expression": 0.12, "style": 0.04}  # shares of edits that draw something new,
+HARD = {"remove": 0.5, "outline": 0.15, "row": 0.15, "rotate": 0.1, "invert": 0.1}  # of what seldom came out right,
+KNOWN = {  # and of what did, in plain words
+    "background": 0.2, "mirror": 0.14, "recolour": 0.14, "greyscale": 0.1, "darken": 0.1, "resize": 0.08,
+    "brighten": 0.07, "move": 0.05, "skin": 0.05, "insert": 0.03, "stack": 0.02, "place": 0.02,
+}  # fmt: skip
+CAPTIONS_WEIGHT, SQUARE_WEIGHT = 3.0, 5.0  # of the captions' loss, and of squares among shapes
+PLAIN_SHARE = 0.2  # of the prompts, in the plainest words; the others in any
+RATE, MUON_RATE, BATCH = 1.5e-4, 2.5e-4, 16
+Asked = tuple[tuple[Grid, ...], list[Sample], list[str] | None]  # of one shape; captions that tell the outcomes
 
 
 def begin(work: Path) -> None:
@@ -56,28 +53,6 @@ def begin(work: Path) -> None:
         torch.save({"step": 0, "elapsed": 0.0, "parts": {"average": average}}, work / name / "last.pt")
 
 
-@dataclass(frozen=True, slots=True)
-class Rewording:
-    """Some samples of one shape in any words, and the same in the plainest."""
-
-    draw: Draw
-    plain_ids: Tensor
-    plain_mask: Tensor
-
-
-class Rewordings(IterableDataset[Rewording]):
-    """What a pool's samples ask for, endlessly."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-
-    def __iter__(self) -> Iterator[Rewording]:
-        pool = self.pool
-        for shape, samples in pool.choices():
-            words, plain = phrase(pool, samples, PLAIN_SHARE)
-            yield Rewording(pool.draw(shape, samples, words), *pool.tokenizer.encode(plain))
-
-
 def phrase(pool: Pool, samples: list[Sample], plain_share: float) -> tuple[list[str], list[str]]:
     """Word what samples ask for, a share of them in the plainest words, and then all of them in those."""
     plainest = Plainest()
@@ -86,107 +61,101 @@ def phrase(pool: Pool, samples: list[Sample], plain_share: float) -> tuple[list[
     return [words if pool.rng.random() < plain_share else pool.word(sample) for sample, words in pairs], plain
 
 
-def train_text(work: Path, minutes: float) -> None:
-    """Have any wording draw what the plainest one of the same wish draws, by the transformer that ships as it is.
+def train_edits(work: Path, minutes: float) -> None:
+    """Have the model that ships make edits in any words, and draw captions as it does in the plainest.
 
-    Leaves both in `work / "further_weights"`, as the package has them.
+    Every step goes once, at one noise level each, for captions and for each sort of edits. Leaves the model in
+    `work / "further_weights"`, as the package has it.
     """
     torch.manual_seed(0)
     shipped = load_shipped()[0].to(DEVICE).eval().requires_grad_(False)
-    compile_blocks(shipped)
-    pool, latents = Pool(work, caption_dropout=0.0), Latents(work)
-    text_encoder = deepcopy(shipped.text_encoder).requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(text_encoder.parameters(), RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    average = Average(text_encoder, 0.99)
-    run = Run(work / "further_text", minutes, {"model": text_encoder, "optimizer": optimizer, "average": average})
-    pool.seed = run.step
-    torch.manual_seed(run.step)
-    pool.shares.copy_(torch.tensor(SHARES))
-    rewordings = stream(Rewordings(pool))
-    for _ in run:
-        optimizer.param_groups[0]["lr"] = RATE * run.learning_rate_scale(warmup=50)
-        rewording = next(rewordings)
-        batch = latents.batch(rewording.draw)
-        with autocast():
-            features = text_encoder(batch.ids, batch.mask)
-            loss = drawn_otherwise(shipped, batch, features, (rewording.plain_ids, rewording.plain_mask))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(text_encoder.parameters(), 1.0)
-        optimizer.step()
-        average.update(text_encoder)
-        run.record(loss=loss)
-    shipped.text_encoder.load_state_dict(average.module.state_dict())
-    export(shipped, work, work / "further_weights")
-
-
-def drawn_otherwise(model: MiniModel, batch: Batch, features: Tensor, plain: tuple[Tensor, Tensor]) -> Tensor:
-    """Compare the velocity that text features lead to, at a noise level of the product, with the plain words' own."""
-    levels = sigmas(batch.target.shape[1], KLEIN_MINI.steps)[:-1]
-    sigma = levels[max(0, int(torch.randint(-1, len(levels), ())))]  # the first, which decides most, twice as often
-    noisy = torch.lerp(batch.target, torch.randn_like(batch.target), sigma)
-    image, times = torch.cat([noisy, batch.references], dim=1), torch.full((len(noisy),), sigma, device=DEVICE)
-    with torch.no_grad():
-        goal = model(image, *plain, times, rotary_of(plain[0].shape[1], batch.grid, batch.reference_grids))
-    velocity = model.transformer(image, features, times, batch.rotary)
-    errors: Tensor = (velocity - goal)[:, : noisy.shape[1]].float().square().mean((1, 2))
-    return (errors + LARGE_ERROR).sqrt().mean() - math.sqrt(LARGE_ERROR)
-
-
-def train_edits(work: Path, minutes: float) -> None:
-    """Have the transformer that ships make edits and joins outright, most in landscape, and captions as it does.
-
-    Leaves it with the text encoder in `work / "further_weights"`, as the package has them.
-    """
-    torch.manual_seed(0)
-    shipped = load_shipped()[0]
-    if (work / "further_text").exists():
-        shipped.text_encoder.load_state_dict(load_average(work / "further_text"))
-    shipped = shipped.to(DEVICE).eval().requires_grad_(False)
-    student = deepcopy(shipped).train()
-    student.transformer.requires_grad_(True)
-    optimizer = torch.optim.AdamW(student.transformer.parameters(), EDITS_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    average = Average(student, 0.99)
-    run = Run(work / "further_edits", minutes, {"model": student, "optimizer": optimizer, "average": average})
+    student = deepcopy(shipped).requires_grad_(True).train()
+    named = dict(student.transformer.named_parameters())
+    hidden = [named.pop(name) for name in list(named) if "_blocks." in name and named[name].ndim == 2]
+    others = [*named.values(), *student.text_encoder.parameters()]
+    muon, adam = Muon(hidden, MUON_RATE), torch.optim.AdamW(others, RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    average = Average(student, 0.995)
+    run = Run(work / "further_edits", minutes, {"model": student, "average": average, "muon": muon, "adam": adam})
     pool, latents = Pool(work, seed=run.step, caption_dropout=0.0), Latents(work)
     torch.manual_seed(run.step)
     for model in (student, shipped):
         compile_blocks(model)
-    draws, rng = edits_in_landscape(pool), np.random.default_rng(run.step)
+    sources = {"captions": captions(pool)} | {
+        name: changes(pool, shares) for name, shares in (("new", NEW), ("hard", HARD), ("known", KNOWN))
+    }
+    walks = {name: endless_walk(student, shipped, latents, pool, source) for name, source in sources.items()}
     for _ in run:
-        optimizer.param_groups[0]["lr"] = EDITS_RATE * run.learning_rate_scale(warmup=10)
-        batch, follow = latents.batch(next(draws)), bool(rng.random() < 0.5)
-        goal = partial(straight, batch) if batch.reference_grids else known(shipped, batch)
-        loss = descend(student, goal, batch, optimizer, follow_student=follow, substeps=(1, 1, 1, 1))
-        run.record(loss=loss, **{"taught" if batch.reference_grids else "held": loss})
+        scale = run.learning_rate_scale(warmup=30, decay_from=0.3)
+        muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * scale, RATE * scale
+        losses = {name: next(walk) for name, walk in walks.items()}
+        loss = torch.stack([*losses.values(), (CAPTIONS_WEIGHT - 1) * losses["captions"]]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        for optimizer in (muon, adam):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         average.update(student)
-    for parameter, learned in zip(shipped.parameters(), average.module.parameters(), strict=True):
-        parameter.lerp_(learned, LEARNED_SHARE)
-    export(shipped, work, work / "further_weights")
+        run.record(loss=loss, **losses)
+    assert isinstance(average.module, MiniModel)
+    export(average.module, work, work / "further_weights")
 
 
-def edits_in_landscape(pool: Pool) -> Iterator[Draw]:
-    """Draw endlessly, edits and joins most of all, with outcomes in landscape, in the plainest words."""
-    pool.shares.copy_(torch.tensor(EDITS_SHARES))
-    for kind in ("edit", "layout"):
-        for (shape, samples), weights in zip(pool.shapes[kind].items(), pool.weights[kind], strict=True):
-            weights *= LANDSCAPE_WEIGHT if shape[0] == DEFAULT_GRID else 1.0
-            weights *= RESHAPED_WEIGHT if len(set(shape)) > 1 else 1.0
-            weights *= [HARD_WEIGHT if sample.change in HARD else 1.0 for sample in samples]
+def endless_walk(
+    student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool, source: Iterator[Asked]
+) -> Iterator[Tensor]:
+    """Walk from noise to what is asked for, again and again; give the loss at each noise level.
+
+    Where a caption tells the outcome, what the shipped model draws from it is the goal: something new can be drawn in
+    many ways, whose mean would be a blur.
+    """
+    for shape, samples, told in source:
+        batch = latents.batch(pool.draw(shape, samples, phrase(pool, samples, PLAIN_SHARE)[0]))
+        goal: Goal = partial(straight, batch)
+        if told:
+            alone = Batch(batch.target, batch.references[:, :0], *pool.tokenizer.encode(told), batch.grid, ())
+            goal = known(shipped, alone)
+        yield from walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5))
+
+
+def captions(pool: Pool) -> Iterator[Asked]:
+    """Draw captions endlessly, each told in its plainest words."""
+    pool.shares.copy_(torch.tensor((0.5, 0.5, 0.0, 0.0)))
     for shape, samples in pool.choices():
-        yield pool.draw(shape, samples, phrase(pool, samples, EDITS_PLAIN_SHARE)[0])
+        yield shape, samples, phrase(pool, samples, 0.0)[1]
+
+
+def changes(pool: Pool, shares: dict[str, float]) -> Iterator[Asked]:
+    """Draw edits and joins endlessly: a change by its share, then a shape, squares most, and samples of it."""
+    shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {}
+    for shape, samples in chain(pool.shapes["edit"].items(), pool.shapes["layout"].items()):
+        for sample in samples:
+            after = pool.scenes[sample.target]
+            change = after.tone or str(sample.change)
+            if change in shares and (shares is not NEW or is_posed(after)):
+                shapes.setdefault(change, {}).setdefault(shape, []).append(sample)
+    weights = np.array([shares[change] for change in shapes])
+    while True:
+        found = list(list(shapes.values())[pool.rng.choice(len(shapes), p=weights / weights.sum())].items())
+        counts = np.array([len(samples) * (SQUARE_WEIGHT if shape[0] == SQUARE else 1.0) for shape, samples in found])
+        shape, samples = found[pool.rng.choice(len(found), p=counts / counts.sum())]
+        chosen = [samples[i] for i in pool.rng.integers(len(samples), size=BATCH_SCALE * BATCH)]
+        told = [caption(pool.scenes[sample.target], pool.concepts, Plainest()) for sample in chosen]
+        yield shape, chosen, told if shares is NEW else None
+
+
+def is_posed(scene: Scene) -> bool:
+    """Tell whether a caption says all that a scene shows."""
+    thing, *others = scene.things
+    return not others and thing == Thing(thing.concept, thing.style, POSED_SIZE)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("begin", "text", "edits"))
+    parser.add_argument("stage", choices=("begin", "edits"))
     parser.add_argument("--work", type=Path, required=True, help="folder of training.pool")
     parser.add_argument("--minutes", type=float, default=60)
     arguments = parser.parse_args()
-    match arguments.stage:
-        case "begin":
-            begin(arguments.work)
-        case "text":
-            train_text(arguments.work, arguments.minutes)
-        case "edits":
-            train_edits(arguments.work, arguments.minutes)
+    if arguments.stage == "begin":
+        begin(arguments.work)
+    else:
+        train_edits(arguments.work, arguments.minutes)

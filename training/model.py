@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -27,9 +26,7 @@ class MiniModel(nn.Module):
         self.text_encoder = TextEncoder(KLEIN_MINI.text_encoder)
 
     def forward(self, image: Tensor, ids: Tensor, mask: Tensor, sigma: Tensor, rotary: Rotary) -> Tensor:
-        with torch.no_grad():
-            features = self.text_encoder(ids, mask)
-        velocity: Tensor = self.transformer(image, features, sigma, rotary)
+        velocity: Tensor = self.transformer(image, self.text_encoder(ids, mask), sigma, rotary)
         return velocity
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from training.batches import Batch
-from training.distill import Goal, descend, known, straight, velocity_at
+from training.distill import Goal, descend, known, straight, velocity_at, walk
 from training.model import MiniModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -48,7 +48,7 @@ def test_a_student_that_goes_there_already_has_nothing_to_learn(
 ) -> None:
     def loss(goal: Goal) -> Tensor:
         optimizer = torch.optim.SGD(model.transformer.parameters(), lr=0.0)
-        return descend(model, goal, batch, optimizer, follow_student=follow_student, substeps=(1, 1, 1, 1))
+        return descend(model, walk(model, goal, batch, follow_student=follow_student), optimizer)
 
     assert loss(known(model, batch)) < 1e-3
     assert loss(partial(straight, batch)) > 0.1
