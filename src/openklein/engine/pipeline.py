@@ -33,6 +33,16 @@ def ignore_progress(_: Progress) -> None:
     """Do nothing after a step."""
 
 
+def choose_canvas(card: ModelCard, request: ImageRequest) -> tuple[int, int]:
+    """Give the (width, height) in px to work in: the size asked for, or what is then extended to it.
+
+    klein-mini is at its best in a square, and edits best in the shape of what it edits.
+    """
+    if card.reference_max_area is not None:
+        return request.width, request.height
+    return nearest_size(trim(request.references[0])) if len(request.references) == 1 else RESOLUTIONS["square"]
+
+
 class Pipeline:
     """One loaded model; `generate` is for one thread at a time, `check` for any."""
 
@@ -61,15 +71,6 @@ class Pipeline:
         """Raise `PromptTooLong` for a prompt that the model does not read to its end."""
         self._tokenizer.check(prompt)
 
-    def choose_canvas(self, request: ImageRequest) -> tuple[int, int]:
-        """Give the (width, height) in px to work in: the size asked for, or what is then extended to it.
-
-        klein-mini is at its best in a square, and edits best in the shape of what it edits.
-        """
-        if self.card.reference_max_area is not None:
-            return request.width, request.height
-        return nearest_size(trim(request.references[0])) if len(request.references) == 1 else RESOLUTIONS["square"]
-
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Have the transformer's blocks compiled when they first run: each kind once, for every size.
 
@@ -93,7 +94,7 @@ class Pipeline:
         `timings` takes the seconds of each stage as it ends, or fails. Raises PromptTooLong.
         """
         self.check(request.prompt)
-        width, height = self.choose_canvas(request)
+        width, height = choose_canvas(self.card, request)
         timings = {} if timings is None else timings
         timed = partial(stage, timings, device=self.choice.device)
         with timed("text"):
