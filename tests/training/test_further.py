@@ -68,8 +68,9 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
 
     caption, edit = next(captions(pool)), next(changes(pool, NEW))
     monkeypatch.setattr(further, "PLAIN_SHARE", 1.0)
-    assert max(first_losses((caption[0], caption[1][:4], caption[2] and caption[2][:4]))) < 1e-6
-    assert min(first_losses((edit[0], edit[1][:4], edit[2] and edit[2][:4]))) > 1e-3
+    same = first_losses((caption[0], caption[1][:4], caption[2] and caption[2][:4]))
+    assert max(same) < 3e-3, "no more than a rounded noise level makes"
+    assert min(first_losses((edit[0], edit[1][:4], edit[2] and edit[2][:4]))) > 10 * 3e-3
     loss = next(endless_walk(student, shipped, latents, pool, iter([edit])))
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [part.parameters() for part in (student.text_encoder, student.transformer)]
