@@ -7,7 +7,7 @@ the whole model in FOLDER/further_weights.
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from functools import partial
 from itertools import chain
@@ -29,7 +29,7 @@ from training.model import SHIPPED, MiniModel, load_shipped
 from training.muon import Muon
 from training.precision import BATCH_SCALE, DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
-from training.wording import Plainest, caption
+from training.wording import Plainest
 
 NEW = {"restyle": 0.42, "replace": 0.42, "expression": 0.12, "style": 0.04}  # shares of edits that draw something new,
 HARD = {"remove": 0.5, "outline": 0.15, "row": 0.15, "rotate": 0.1, "invert": 0.1}  # of what seldom came out right,
@@ -54,12 +54,9 @@ def begin(work: Path) -> None:
         torch.save({"step": 0, "elapsed": 0.0, "parts": {"average": average}}, work / name / "last.pt")
 
 
-def phrase(pool: Pool, samples: list[Sample], plain_share: float) -> tuple[list[str], list[str]]:
-    """Word what samples ask for, a share of them in the plainest words, and then all of them in those."""
-    plainest = Plainest()
-    plain = [word_sample(sample, pool.scenes, pool.concepts, plainest) for sample in samples]
-    pairs = zip(samples, plain, strict=True)
-    return [words if pool.rng.random() < plain_share else pool.word(sample) for sample, words in pairs], plain
+def word_plainly(pool: Pool, samples: Sequence[Sample]) -> list[str]:
+    """Word what samples ask for in the plainest words."""
+    return [word_sample(sample, pool.scenes, pool.concepts, Plainest()) for sample in samples]
 
 
 def train_edits(work: Path, minutes: float) -> None:
@@ -81,8 +78,11 @@ def train_edits(work: Path, minutes: float) -> None:
     torch.manual_seed(run.step)
     for model in (student, shipped):
         compile_blocks(model)
-    sources = {"captions": captions(pool)} | {
-        name: changes(pool, shares) for name, shares in (("new", NEW), ("hard", HARD), ("known", KNOWN))
+    sources = {
+        "captions": captions(pool),
+        "new": changes(pool, NEW, told=True),
+        "hard": changes(pool, HARD),
+        "known": changes(pool, KNOWN),
     }
     walks = {name: endless_walk(student, shipped, latents, pool, source) for name, source in sources.items()}
     for _ in run:
@@ -111,7 +111,9 @@ def endless_walk(
     many ways, whose mean would be a blur.
     """
     for shape, samples, told in source:
-        batch = latents.batch(pool.draw(shape, samples, phrase(pool, samples, PLAIN_SHARE)[0]))
+        pairs = zip(samples, word_plainly(pool, samples), strict=True)
+        words = [plain if pool.rng.random() < PLAIN_SHARE else pool.word(sample) for sample, plain in pairs]
+        batch = latents.batch(pool.draw(shape, samples, words))
         goal: Goal = partial(straight, batch)
         if told:
             alone = Batch(batch.target, batch.references[:, :0], *pool.tokenizer.encode(told), batch.grid, ())
@@ -123,17 +125,20 @@ def captions(pool: Pool) -> Iterator[Asked]:
     """Draw captions endlessly, each told in its plainest words."""
     pool.shares.copy_(torch.tensor((0.5, 0.5, 0.0, 0.0)))
     for shape, samples in pool.choices():
-        yield shape, samples, phrase(pool, samples, 0.0)[1]
+        yield shape, samples, word_plainly(pool, samples)
 
 
-def changes(pool: Pool, shares: dict[str, float]) -> Iterator[Asked]:
-    """Draw edits and joins endlessly: a change by its share, then a shape, squares most, and samples of it."""
+def changes(pool: Pool, shares: dict[str, float], *, told: bool = False) -> Iterator[Asked]:
+    """Draw edits and joins endlessly: a change by its share, then a shape, squares most, and samples of it.
+
+    With `told`, only those whose outcomes a caption tells, each with that.
+    """
     shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {}
     for shape, samples in chain(pool.shapes["edit"].items(), pool.shapes["layout"].items()):
         for sample in samples:
             after = pool.scenes[sample.target]
             change = after.tone or str(sample.change)
-            if change in shares and (shares is not NEW or is_posed(after)):
+            if change in shares and (is_posed(after) or not told):
                 shapes.setdefault(change, {}).setdefault(shape, []).append(sample)
     weights = np.array([shares[change] for change in shapes])
     while True:
@@ -141,8 +146,7 @@ def changes(pool: Pool, shares: dict[str, float]) -> Iterator[Asked]:
         counts = np.array([len(samples) * (SQUARE_WEIGHT if shape[0] == SQUARE else 1.0) for shape, samples in found])
         shape, samples = found[pool.rng.choice(len(found), p=counts / counts.sum())]
         chosen = [samples[i] for i in pool.rng.integers(len(samples), size=BATCH_SCALE * BATCH)]
-        told = [caption(pool.scenes[sample.target], pool.concepts, Plainest()) for sample in chosen]
-        yield shape, chosen, told if shares is NEW else None
+        yield shape, chosen, word_plainly(pool, [Sample(sample.target) for sample in chosen]) if told else None
 
 
 def is_posed(scene: Scene) -> bool:

@@ -50,7 +50,7 @@ def test_changes_are_drawn_by_their_shares_and_squares_most(with_samples: Callab
 
 def test_what_is_new_is_told_by_a_caption_where_one_says_all(with_samples: Callable[..., Pool]) -> None:
     pool = with_samples(Sample(1, (0,), "restyle"), Sample(3, (0,), "replace"))  # the second's outcome is mirrored
-    for _, samples, told in islice(changes(pool, NEW), 20):
+    for _, samples, told in islice(changes(pool, NEW, told=True), 20):
         assert {sample.change for sample in samples} == {"restyle"}
         assert told == ["an apple on a blue background"] * len(samples)
 
@@ -66,7 +66,7 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
     def first_losses(source: further.Asked) -> list[float]:
         return [loss.item() for loss in islice(endless_walk(student, shipped, latents, pool, iter([source])), 4)]
 
-    caption, edit = next(captions(pool)), next(changes(pool, NEW))
+    caption, edit = next(captions(pool)), next(changes(pool, NEW, told=True))
     monkeypatch.setattr(further, "PLAIN_SHARE", 1.0)
     same = first_losses((caption[0], caption[1][:4], caption[2] and caption[2][:4]))
     assert max(same) < 3e-3, "no more than a rounded noise level makes"

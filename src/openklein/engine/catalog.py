@@ -38,7 +38,7 @@ class ModelCard:
     steps: int
     guidance: float  # how far to go beyond what an empty prompt gives, at twice the work; 1 is without
     token_px: int  # output pixels that one token covers, each way
-    reference_max_area: int | None  # larger references are scaled down to it; None: to `choose_canvas`
+    reference_max_area: int | None  # larger references are scaled down to it; None: to `on_canvas`
     files: Mapping[str, tuple[str, ...]]  # part: patterns of its files in the model's folder; the first found counts
     transformer: TransformerConfig
     text_encoder: TextEncoderConfig

@@ -33,14 +33,16 @@ def ignore_progress(_: Progress) -> None:
     """Do nothing after a step."""
 
 
-def choose_canvas(card: ModelCard, request: ImageRequest) -> tuple[int, int]:
-    """Give the (width, height) in px to work in: the size asked for, or what is then extended to it.
+def on_canvas(card: ModelCard, request: ImageRequest) -> ImageRequest:
+    """Ask for the same in the size to work in, which is then extended to what was asked for.
 
-    klein-mini is at its best in a square, and edits best in the shape of what it edits.
+    klein-mini is at its best in a square, and edits best in the shape of what it edits; all others work in any size.
     """
     if card.reference_max_area is not None:
-        return request.width, request.height
-    return nearest_size(trim(request.references[0])) if len(request.references) == 1 else RESOLUTIONS["square"]
+        return request
+    references = tuple(map(trim, request.references))
+    width, height = nearest_size(references[0]) if len(references) == 1 else RESOLUTIONS["square"]
+    return replace(request, width=width, height=height, references=references)
 
 
 class Pipeline:
@@ -94,7 +96,7 @@ class Pipeline:
         `timings` takes the seconds of each stage as it ends, or fails. Raises PromptTooLong.
         """
         self.check(request.prompt)
-        width, height = choose_canvas(self.card, request)
+        drawn = on_canvas(self.card, request)
         timings = {} if timings is None else timings
         timed = partial(stage, timings, device=self.choice.device)
         with timed("text"):
@@ -103,14 +105,13 @@ class Pipeline:
             self._prompts.put(request.prompt, text)
         references = text.new_zeros(1, 0, self.card.transformer.in_channels)
         reference_grids: list[Grid] = []
-        if request.references:
+        if drawn.references:
             with timed("references"):
-                references, reference_grids = self._encode_references(request.references, width, height)
+                references, reference_grids = self._encode_references(drawn.references, drawn.width, drawn.height)
         with timed("denoise"):
-            drawn = replace(request, width=width, height=height)
             latents = self._denoise(drawn, text, references, reference_grids, on_step)
         with timed("decode"):
-            image = extend(self._decode(latents, width, height), request.width, request.height)
+            image = extend(self._decode(latents, drawn.width, drawn.height), request.width, request.height)
         return ImageResult(image, self.card.id, request.seed, timings, prompt_cached=kept is not None)
 
     def _encode_prompt(self, prompt: str) -> Tensor:
@@ -133,7 +134,7 @@ class Pipeline:
     def _fit(self, reference: Image.Image, width: int, height: int) -> Image.Image:
         multiple, max_area = self.card.token_px, self.card.reference_max_area
         if max_area is None:
-            return extend(trim(reference), width, height, multiple=multiple)
+            return extend(reference, width, height, multiple=multiple)
         return crop_reference(reference, multiple=multiple, max_area=max_area)
 
     def _denoise(

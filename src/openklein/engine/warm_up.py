@@ -10,7 +10,7 @@ from PIL import Image
 
 from openklein.contract import MAX_REFERENCES, RESOLUTIONS
 from openklein.engine.catalog import ModelCard
-from openklein.engine.pipeline import Pipeline, choose_canvas
+from openklein.engine.pipeline import Pipeline, on_canvas
 from openklein.engine.types import ImageRequest
 from openklein.errors import InvalidSetting, NotEnoughMemory
 
@@ -63,7 +63,7 @@ def estimate(pipeline: Pipeline) -> float:
     moments: list[float] = []
     timings = pipeline.generate(WARM_UP, on_step=lambda _: moments.append(time.perf_counter())).timings
     step_s = min(end - start for start, end in pairwise(moments))
-    made_px, _ = choose_canvas(pipeline.card, WARM_UP)
+    made_px = on_canvas(pipeline.card, WARM_UP).width
     growth = step_operations(pipeline.card, FULL_PX) / step_operations(pipeline.card, made_px)
     denoise_s = (len(moments) - 1) * step_s * growth
     return timings["text"] + denoise_s + timings["decode"] * (FULL_PX / made_px) ** 2
