@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain
@@ -25,20 +25,23 @@ from training.data import read_concepts
 from training.families import Sample, word_sample
 from training.pool import read_statistics
 from training.precision import BATCH_SCALE, DEVICE
-from training.scenes import Scene, Thing, default_style
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, default_style
 from training.synonyms import with_synonyms
+from training.wording import Plainest
 
 T = TypeVar("T")
 KINDS = {  # kind: its share of the steps in each stage, batch size
-    "plain": ((0.75, 0.24), 32),  # in the style that a prompt without a style gets
-    "text": ((0.17, 0.32), 32),
-    "edit": ((0.08, 0.30), 20),
+    "plain": ((0.75, 0.12), 32),  # in the style that a prompt without a style gets
+    "text": ((0.17, 0.42), 32),
+    "edit": ((0.08, 0.32), 20),
     "layout": ((0.00, 0.14), 12),
 }
 COMMON_THINGS, COMMON_WEIGHT = 300, 2.0  # the first in the list are drawn so much more often on their own
 FAVOURED_EDITS = {"tone": 2.0}  # beside others: five tones are one sort
+SQUARE_WEIGHT = 5.0  # among the shapes of one change
 CAPTION_DROPOUT = 0.1
 LONG_TEXT_SHARE = 0.15
+CHANGED_TOGETHER = 16  # samples of one change
 DRAWING_PROCESSES = 6  # keep a GPU busy
 
 
@@ -113,6 +116,7 @@ class Pool(IterableDataset[Draw]):
         work: Path,
         seed: int = 0,
         caption_dropout: float = CAPTION_DROPOUT,
+        told: Collection[str] = (),  # changes that are left out where a caption tells their outcome
     ) -> None:
         index: dict[str, Any] = json.loads((work / "pool" / "samples.json").read_text())
         self.concepts = with_synonyms(read_concepts(), work)
@@ -123,7 +127,7 @@ class Pool(IterableDataset[Draw]):
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
         self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
         self.rng = np.random.default_rng(seed)
-        self.seed, self.caption_dropout = seed, caption_dropout
+        self.seed, self.caption_dropout, self.told = seed, caption_dropout, told
         self.shares = torch.tensor(stage_shares(1)).share_memory_()  # type: ignore[no-untyped-call] # by all that draw
         self.shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {kind: {} for kind in KINDS}
         for row in index["samples"]:
@@ -146,13 +150,16 @@ class Pool(IterableDataset[Draw]):
         """Have what newcomers ask for first drawn more often: a common thing on its own, some edits."""
         if kind == "plain":
             return COMMON_WEIGHT if self.thing(sample) < COMMON_THINGS else 1.0
+        if sample.change in self.told and is_posed(self.scenes[sample.target]):
+            return 0.0
         return FAVOURED_EDITS.get(str(sample.change), 1.0)
 
     def sort(self, kind: str, sample: Sample) -> Hashable:
-        """Tell plain samples by their thing, captions by whether they name several things, all others by the change."""
+        """Tell plain samples by their thing, captions by how many things they name, all others by the change."""
         if kind == "plain":
             return self.thing(sample)
-        return len(self.scenes[sample.target].things) > 1 if kind == "text" else sample.change
+        things = self.scenes[sample.target].things
+        return (len(things) > 1, len({t.concept for t in things})) if kind == "text" else sample.change
 
     def is_plain(self, sample: Sample) -> bool:
         things = self.scenes[sample.target].things
@@ -196,6 +203,46 @@ class Pool(IterableDataset[Draw]):
         targets = torch.from_numpy(self.starts[[sample.target for sample in samples]])
         references = torch.from_numpy(self.starts[np.array([sample.references for sample in samples], np.int64)])
         return Draw(targets, references, ids, mask, shape)
+
+
+Asked = tuple[tuple[Grid, ...], list[Sample], list[str] | None]  # of one shape; captions that tell the outcomes
+
+
+def changes(pool: Pool, shares: dict[str, float], *, told: bool = False) -> Iterator[Asked]:
+    """Draw edits and joins endlessly: a change by its share, then a shape, squares most, and samples of it.
+
+    With `told`, only those whose outcomes a caption tells, each with that.
+    """
+    shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {}
+    for shape, samples in chain(pool.shapes["edit"].items(), pool.shapes["layout"].items()):
+        for sample in samples:
+            after = pool.scenes[sample.target]
+            change = after.tone or str(sample.change)
+            if change in shares and (is_posed(after) or not told):
+                shapes.setdefault(change, {}).setdefault(shape, []).append(sample)
+    weights = np.array([shares[change] for change in shapes])
+    while True:
+        found = list(list(shapes.values())[pool.rng.choice(len(shapes), p=weights / weights.sum())].items())
+        counts = np.array([len(samples) * (SQUARE_WEIGHT if shape[0] == SQUARE else 1.0) for shape, samples in found])
+        shape, samples = found[pool.rng.choice(len(found), p=counts / counts.sum())]
+        chosen = [samples[i] for i in pool.rng.integers(len(samples), size=BATCH_SCALE * CHANGED_TOGETHER)]
+        yield shape, chosen, word_plainly(pool, [Sample(sample.target) for sample in chosen]) if told else None
+
+
+def is_posed(scene: Scene) -> bool:
+    """Tell whether a caption says all that a scene shows."""
+    thing, *others = scene.things
+    return not others and thing == Thing(thing.concept, thing.style, POSED_SIZE) and scene.grid == SQUARE
+
+
+def word_plainly(pool: Pool, samples: Sequence[Sample]) -> list[str]:
+    """Word what samples ask for in the plainest words."""
+    return [word_sample(sample, pool.scenes, pool.concepts, Plainest()) for sample in samples]
+
+
+def from_captions(pool: Pool, batch: Batch, told: Sequence[str]) -> Batch:
+    """Ask for a batch's outcomes by captions alone."""
+    return Batch(batch.target, batch.references[:, :0], *pool.tokenizer.encode(told), batch.grid, ())
 
 
 def stream(source: IterableDataset[T]) -> Iterator[T]:

@@ -1,9 +1,10 @@
 """Distil guidance and step count into klein-mini's four unguided steps.
 
 From noise, student and teacher go down the product's four noise levels. From a prompt alone the teacher
-takes several guided steps in each, and the student learns to go there in one. An edit has one right
-outcome, which the pool holds: there the student learns to go straight to it from wherever it is. Half of
-the time the way goes on from where the student went, so that it learns to mend its own errors.
+takes several guided steps in each, and the student learns to go there in one. So it does where an edit draws
+something new, which could be drawn in many ways: the teacher is told its outcome by a caption. Any other edit
+has one right outcome, which the pool holds: there the student learns to go straight to it from wherever it is.
+Half of the time the way goes on from where the student went, so that it learns to mend its own errors.
 `python -m training.distill --work FOLDER --minutes 15` resumes FOLDER/distill.
 """
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
-from training.batches import Batch, Latents, Pool, stream
+from training.batches import Batch, Latents, Pool, changes, from_captions, stream
 from training.checkpoints import Average, Run
 from training.flow import compile_blocks
 from training.guidance import GuidedTeacher
@@ -30,6 +31,8 @@ from training.precision import BATCH_SCALE, DEVICE, FAST_DTYPE, autocast
 
 SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
 GUIDANCE = 3.0
+NEW = {"restyle": 0.42, "replace": 0.42, "expression": 0.12, "style": 0.04}  # shares of edits that draw something new
+NEW_SHARE = 0.25  # of the walks
 BATCH = 16
 Goal = Callable[[Tensor, Sequence[float]], Tensor]  # of tokens and the noise levels on the way there
 
@@ -53,12 +56,17 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     torch.manual_seed(run.step + 1)
     for model in (student, teacher_model):
         compile_blocks(model)
-    pool, latents = Pool(work, seed=run.step + 1, caption_dropout=0.0), Latents(work)
-    batches, rng = stream(pool), np.random.default_rng(run.step)
+    pool, latents = Pool(work, seed=run.step + 1, caption_dropout=0.0, told=NEW), Latents(work)
+    batches, new, rng = stream(pool), changes(pool, NEW, told=True), np.random.default_rng(run.step)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.4)
-        batch = first(latents.batch(next(batches)), BATCH * BATCH_SCALE)
-        goal = partial(straight, batch) if batch.reference_grids else guided(teacher_model, batch, pool)
+        if rng.random() < NEW_SHARE:
+            shape, samples, told = next(new)
+            batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in samples]))
+            goal = guided(teacher_model, from_captions(pool, batch, told or ()), pool)
+        else:
+            batch = first(latents.batch(next(batches)), BATCH * BATCH_SCALE)
+            goal = partial(straight, batch) if batch.reference_grids else guided(teacher_model, batch, pool)
         losses = walk(student, goal, batch, follow_student=bool(rng.random() < 0.5), substeps=SUBSTEPS)
         run.record(loss=descend(student, losses, optimizer))
         average.update(student)

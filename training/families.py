@@ -27,6 +27,7 @@ from training.scenes import (
 from training.wording import Edit, Join, caption, word_edit, word_join, word_layout
 
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
+SQUARE_SHARE = 0.75  # of the pictures: all but edits of one picture happens there
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
 
 
@@ -108,7 +109,7 @@ def draw_wide_grid(rng: np.random.Generator) -> Grid:
 
 
 def draw_grid(rng: np.random.Generator) -> Grid:
-    return SQUARE if rng.random() < 0.5 else draw_wide_grid(rng)
+    return SQUARE if rng.random() < SQUARE_SHARE else draw_wide_grid(rng)
 
 
 def loose(concept: int, rng: np.random.Generator) -> Thing:
@@ -252,10 +253,11 @@ def joined_things(pairs: list[tuple[int, int]], styles: list[int], rng: np.rando
     scene = family.add(Scene(inserted[:1], behind, SQUARE))
     alone = family.add(Scene((two,), behind, SQUARE))
     placed = family.add(Scene((one,), behind, SQUARE))
+    instead = replace(one, style=two.style) if two.style in styles else one  # as the picture is drawn, where it can be
     family.samples += [
         Sample(family.add(Scene(inserted, behind, SQUARE)), (source, scene), "insert"),
         Sample(placed, (source, alone), "place"),
-        Sample(placed, (alone,), "replace"),
+        Sample(family.add(Scene((instead,), behind, SQUARE)), (alone,), "replace"),
         Sample(family.add(Scene(stacked, behind, SQUARE)), (source, alone), "stack"),
     ]
     if two.style in styles and two.style != one.style:

@@ -1,5 +1,7 @@
 """Train klein-mini's flow transformer on precomputed latents; the text encoder stays as it was taught.
 
+From the weights that ship, which know their text features already, the text encoder goes on learning too.
+
 `python -m training.flow --work FOLDER --minutes 100` resumes FOLDER/flow.
 """
 
@@ -21,7 +23,7 @@ from training.wording import caption
 HIGH_NOISE_SHARES = (0.9, 0.5)  # in each stage: nouns are learned there, and fastest alone
 SECOND_STAGE = 0.25  # of the run is over when it starts
 SIGMA_SHIFT = 3.5
-MUON_RATE, NORM_RATE, CONTEXT_RATE, OTHER_RATE = 4e-3, 1e-2, 1e-4, 2e-3
+MUON_RATE, NORM_RATE, CONTEXT_RATE, TEXT_RATE, OTHER_RATE = 4e-3, 1e-2, 1e-4, 5e-5, 2e-3
 CONTEXT_STD, CONTEXT_CAPTIONS = 5.0, 2048
 NOISE_RANGES = ((0.0, 0.7), (0.7, 0.85), (0.85, 0.95), (0.95, 1.01))  # whose losses are kept apart
 SAMPLES_EVERY_MINUTES = 20
@@ -87,6 +89,7 @@ def make_optimizers(model: MiniModel) -> list[torch.optim.Optimizer]:
     """Give the matrices inside the transformer's blocks to Muon, everything else to AdamW."""
     hidden: list[nn.Parameter] = []
     others: dict[float, list[nn.Parameter]] = {CONTEXT_RATE: [], NORM_RATE: [], OTHER_RATE: []}
+    others[TEXT_RATE] = [p for p in model.text_encoder.parameters() if p.requires_grad]
     for name, parameter in model.transformer.named_parameters():
         if "_blocks." in name and parameter.ndim == 2:
             hidden.append(parameter)
@@ -105,7 +108,8 @@ def train(work: Path, minutes: float, *, from_shipped: bool = False) -> None:
     model = MiniModel()
     initialise(model, work)
     if from_shipped:
-        model.transformer.load_state_dict(load_shipped()[0].transformer.state_dict())
+        model.load_state_dict(load_shipped()[0].state_dict())
+        model.text_encoder.requires_grad_(True)
     model.to(DEVICE)
     optimizers = make_optimizers(model)
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -120,7 +124,7 @@ def train(work: Path, minutes: float, *, from_shipped: bool = False) -> None:
     batches = stream(pool)
     assert isinstance(average.module, MiniModel)
     for _ in run:
-        stage = int(run.progress >= SECOND_STAGE)
+        stage = int(from_shipped or run.progress >= SECOND_STAGE)
         pool.shares.copy_(torch.tensor(stage_shares(stage)))
         scale = run.learning_rate_scale(decay_from=0.6)
         for optimizer, rates in zip(optimizers, peak_rates, strict=True):

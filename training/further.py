@@ -7,41 +7,33 @@ the whole model in FOLDER/further_weights.
 
 import argparse
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import deepcopy
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
-from openklein.engine.tokens import Grid
-from training.batches import Batch, Latents, Pool
+from training.batches import Asked, Latents, Pool, changes, from_captions, word_plainly
 from training.checkpoints import Average, Run
-from training.distill import Goal, known, straight, walk
+from training.distill import NEW, Goal, known, straight, walk
 from training.export import export
-from training.families import Sample, word_sample
 from training.flow import compile_blocks
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.muon import Muon
-from training.precision import BATCH_SCALE, DEVICE
-from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
-from training.wording import Plainest
+from training.precision import DEVICE
 
-NEW = {"restyle": 0.42, "replace": 0.42, "expression": 0.12, "style": 0.04}  # shares of edits that draw something new,
-HARD = {"remove": 0.5, "outline": 0.15, "row": 0.15, "rotate": 0.1, "invert": 0.1}  # of what seldom came out right,
+HARD = {"remove": 0.5, "outline": 0.15, "row": 0.15, "rotate": 0.1, "invert": 0.1}  # shares of what seldom came right,
 KNOWN = {  # and of what did, in plain words
     "background": 0.2, "mirror": 0.14, "recolour": 0.14, "greyscale": 0.1, "darken": 0.1, "resize": 0.08,
     "brighten": 0.07, "move": 0.05, "skin": 0.05, "insert": 0.03, "stack": 0.02, "place": 0.02,
 }  # fmt: skip
-CAPTIONS_WEIGHT, SQUARE_WEIGHT = 3.0, 5.0  # of the captions' loss, and of squares among shapes
+CAPTIONS_WEIGHT = 3.0  # of their loss
 PLAIN_SHARE = 0.2  # of the prompts, in the plainest words; the others in any
 LEARNED_SHARE = 0.5  # half way keeps most of what is learned, and the names that it wears off
-RATE, MUON_RATE, BATCH = 1.5e-4, 2.5e-4, 16
-Asked = tuple[tuple[Grid, ...], list[Sample], list[str] | None]  # of one shape; captions that tell the outcomes
+RATE, MUON_RATE = 1.5e-4, 2.5e-4
 
 
 def begin(work: Path) -> None:
@@ -52,11 +44,6 @@ def begin(work: Path) -> None:
         (work / name).mkdir(exist_ok=True)
         average = {"updates": 0, "module": part.state_dict()}
         torch.save({"step": 0, "elapsed": 0.0, "parts": {"average": average}}, work / name / "last.pt")
-
-
-def word_plainly(pool: Pool, samples: Sequence[Sample]) -> list[str]:
-    """Word what samples ask for in the plainest words."""
-    return [word_sample(sample, pool.scenes, pool.concepts, Plainest()) for sample in samples]
 
 
 def train_edits(work: Path, minutes: float) -> None:
@@ -116,8 +103,7 @@ def endless_walk(
         batch = latents.batch(pool.draw(shape, samples, words))
         goal: Goal = partial(straight, batch)
         if told:
-            alone = Batch(batch.target, batch.references[:, :0], *pool.tokenizer.encode(told), batch.grid, ())
-            goal = known(shipped, alone)
+            goal = known(shipped, from_captions(pool, batch, told))
         yield from walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5))
 
 
@@ -126,33 +112,6 @@ def captions(pool: Pool) -> Iterator[Asked]:
     pool.shares.copy_(torch.tensor((0.5, 0.5, 0.0, 0.0)))
     for shape, samples in pool.choices():
         yield shape, samples, word_plainly(pool, samples)
-
-
-def changes(pool: Pool, shares: dict[str, float], *, told: bool = False) -> Iterator[Asked]:
-    """Draw edits and joins endlessly: a change by its share, then a shape, squares most, and samples of it.
-
-    With `told`, only those whose outcomes a caption tells, each with that.
-    """
-    shapes: dict[str, dict[tuple[Grid, ...], list[Sample]]] = {}
-    for shape, samples in chain(pool.shapes["edit"].items(), pool.shapes["layout"].items()):
-        for sample in samples:
-            after = pool.scenes[sample.target]
-            change = after.tone or str(sample.change)
-            if change in shares and (is_posed(after) or not told):
-                shapes.setdefault(change, {}).setdefault(shape, []).append(sample)
-    weights = np.array([shares[change] for change in shapes])
-    while True:
-        found = list(list(shapes.values())[pool.rng.choice(len(shapes), p=weights / weights.sum())].items())
-        counts = np.array([len(samples) * (SQUARE_WEIGHT if shape[0] == SQUARE else 1.0) for shape, samples in found])
-        shape, samples = found[pool.rng.choice(len(found), p=counts / counts.sum())]
-        chosen = [samples[i] for i in pool.rng.integers(len(samples), size=BATCH_SCALE * BATCH)]
-        yield shape, chosen, word_plainly(pool, [Sample(sample.target) for sample in chosen]) if told else None
-
-
-def is_posed(scene: Scene) -> bool:
-    """Tell whether a caption says all that a scene shows."""
-    thing, *others = scene.things
-    return not others and thing == Thing(thing.concept, thing.style, POSED_SIZE)
 
 
 if __name__ == "__main__":

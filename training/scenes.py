@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops
 
 from openklein.contract import DEFAULT_ASPECT_RATIO, RESOLUTIONS
 from openklein.engine.catalog import KLEIN_MINI
@@ -105,22 +105,25 @@ class Scene:
         return replace(self, things=things)
 
 
-def paint_background(background: str, height: int, width: int) -> Floats:
-    """Draw a plain colour, a gradient `red to blue`, two halves `red and blue`, or a place."""
+def background_column(background: str, height: int) -> Floats:
+    """Give a background's colour in each row (height, 3): plain, a gradient `red to blue`, halves, or a place."""
     rows = np.linspace(0, 1, height, dtype=np.float32)[:, None]
     if background in PLACES:
         top, horizon, ground = (np.array(colour, np.float32) for colour in PLACES[background])
         share = np.clip(rows / HORIZON, 0, 1)
-        column = np.where(rows < HORIZON, top + share * (horizon - top), ground * (1.06 - 0.16 * rows))
-    elif " to " in background:
+        return np.where(rows < HORIZON, top + share * (horizon - top), ground * (1.06 - 0.16 * rows))
+    if " to " in background:
         first, second = (np.array(COLOURS[name], np.float32) for name in background.split(" to "))
-        column = first + rows * (second - first)
-    elif " and " in background:
+        return first + rows * (second - first)
+    if " and " in background:
         first, second = (np.array(COLOURS[name], np.float32) for name in background.split(" and "))
-        column = np.where(rows < 0.5, first, second)
-    else:
-        column = np.broadcast_to(np.array(COLOURS[background], np.float32), (height, 3))
-    return np.repeat(column.astype(np.float32)[:, None], width, axis=1)
+        return np.where(rows < 0.5, first, second)
+    return np.full((height, 3), COLOURS[background], np.float32)
+
+
+def paint_background(background: str, height: int, width: int) -> Pixels:
+    column = background_column(background, height).round().clip(0, 255).astype(np.uint8)
+    return np.repeat(column[:, None], width, axis=1)
 
 
 def tint(rgb: Floats, colour: str) -> Floats:
@@ -152,24 +155,28 @@ def mask_and_paint(scene: Scene, sprites: NDArray[np.uint8]) -> tuple[Pixels, Fl
     """Draw a scene; return pixels (H, W, 3) and how much of each pixel belongs to things (H, W)."""
     height, width = (CANVAS_TOKEN_PX * n for n in scene.grid)
     seen_height, seen_width = VISIBLE[scene.grid]
-    picture = paint_background(scene.background, height, width)
-    covered = np.zeros((height, width), np.float32)
+    picture = Image.fromarray(paint_background(scene.background, height, width))
+    covered = Image.new("L", picture.size)
     for thing in scene.things:
         size = round(thing.size * min(seen_height, seen_width))
         sprite = Image.fromarray(sprites[thing.skin_row or thing.concept, thing.style])
-        rgba = np.asarray(sprite.resize((size, size), Image.Resampling.BILINEAR), np.float32)
+        sprite = sprite.resize((size, size), Image.Resampling.BILINEAR)
         if thing.mirrored:
-            rgba = rgba[:, ::-1]
+            sprite = sprite.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        rgb, alpha = sprite.convert("RGB"), sprite.getchannel("A")
+        if thing.tint:
+            rgb = Image.fromarray(tint(np.asarray(rgb, np.float32), thing.tint).round().clip(0, 255).astype(np.uint8))
         top = round((height - seen_height) / 2 + thing.y * seen_height - size / 2)
         left = round((width - seen_width) / 2 + thing.x * seen_width - size / 2)
         top, left = max(0, min(top, height - size)), max(0, min(left, width - size))
-        alpha = rgba[..., 3:] / 255
-        window = np.s_[top : top + size, left : left + size]
-        rgb = tint(rgba[..., :3], thing.tint) if thing.tint else rgba[..., :3]
-        picture[window] = rgb * alpha + picture[window] * (1 - alpha)
-        covered[window] = np.maximum(covered[window], alpha[..., 0])
-    picture = np.rot90(apply_tone(picture, scene.tone), scene.quarter_turns)
-    return np.asarray(picture.round().clip(0, 255), np.uint8), np.rot90(covered, scene.quarter_turns)
+        picture.paste(rgb, (left, top), alpha)
+        before = covered.crop((left, top, left + size, top + size))
+        covered.paste(ImageChops.lighter(before, alpha), (left, top))
+    pixels = np.asarray(picture)
+    if scene.tone:
+        pixels = apply_tone(pixels.astype(np.float32), scene.tone).round().clip(0, 255).astype(np.uint8)
+    share = np.asarray(covered, np.float32) / 255
+    return np.rot90(pixels, scene.quarter_turns), np.rot90(share, scene.quarter_turns)
 
 
 def paint(scene: Scene, sprites: NDArray[np.uint8]) -> Pixels:

@@ -24,7 +24,7 @@ TEMPLATES = Path(str(files("openklein"))) / "playground" / "templates"
 THUMBNAIL_PX = 192
 SHOWN = (
     "a lion", "a strawberry", "a soccer ball", "a hamburger", "a penguin on a light blue background",
-    "three pumpkins", "a sunflower in a meadow", "a castle at sunset",
+    "three pumpkins", "a robot and a rocket on a yellow background", "a castle at sunset",
 )  # fmt: skip
 EDITED = (  # which of those are edited, and how
     ((0,), "change the background to teal"),
@@ -32,7 +32,7 @@ EDITED = (  # which of those are edited, and how
     ((4,), "mirror the image"),
     ((1,), "paint it blue"),
     ((0,), "turn it into a line drawing"),
-    ((2,), "make it smaller"),
+    ((2,), "replace it with a basketball"),
     ((0, 1), "put them side by side"),
     ((0, 3), "put image 1 on top of image 2"),
 )

@@ -1,6 +1,7 @@
 """A pool of four pictures."""
 
 import json
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from training import data
+from training.batches import Pool
 from training.families import Sample
 from training.model import SHIPPED
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
@@ -33,3 +35,17 @@ def small_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     index = {"scenes": [asdict(s) for s in SCENES], "samples": [asdict(s) for s in SAMPLES]}
     (pool / "samples.json").write_text(json.dumps(index))
     return tmp_path
+
+
+@pytest.fixture
+def with_samples(small_pool: Path) -> Callable[..., Pool]:
+    """Open the small pool with more samples."""
+
+    def opened(*samples: Sample, told: Collection[str] = ()) -> Pool:
+        index_file = small_pool / "pool" / "samples.json"
+        index = json.loads(index_file.read_text())
+        index["samples"] += map(asdict, samples)
+        index_file.write_text(json.dumps(index))
+        return Pool(small_pool, caption_dropout=0.0, told=told)
+
+    return opened

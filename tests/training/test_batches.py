@@ -1,5 +1,7 @@
 """Check what is drawn from a pool, in one process and in several."""
 
+from collections import Counter
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -10,7 +12,10 @@ from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.tokens import image_ids, reference_ids, text_ids
 from openklein.engine.transformer import FlowTransformer
 from tests.training.conftest import SAMPLES, WIDE
-from training.batches import KINDS, Latents, Pool, rotary_of
+from training.batches import KINDS, Latents, Pool, changes, from_captions, rotary_of
+from training.distill import NEW
+from training.families import Sample
+from training.further import KNOWN
 from training.precision import BATCH_SCALE
 from training.scenes import SQUARE
 
@@ -44,3 +49,36 @@ def test_processes_draw_differently_and_heed_what_the_shares_become(small_pool: 
     next(stream)
     pool.shares.copy_(torch.tensor([float(kind == "layout") for kind in KINDS]))
     assert [len(draw.shape) for draw in islice(stream, 4)][-1] == 3
+
+
+def test_changes_are_drawn_by_their_shares_and_squares_most(with_samples: Callable[..., Pool]) -> None:
+    drawn = list(islice(changes(with_samples(Sample(2, (2,), "background")), KNOWN), 400))
+    assert all(told is None for _, _, told in drawn)
+    counts = Counter((samples[0].change, shape) for shape, samples, _ in drawn)
+    assert set(counts) == {("background", (SQUARE, SQUARE)), ("background", (WIDE, WIDE)), ("mirror", (SQUARE, SQUARE))}
+    background = counts["background", (SQUARE, SQUARE)] + counts["background", (WIDE, WIDE)]
+    assert 0.5 < background / 400 < 0.68, "0.2 of 0.34"
+    assert 0.05 < counts["background", (WIDE, WIDE)] / background < 0.3, "one sixth"
+
+
+def test_what_is_new_is_told_by_a_caption_where_one_says_all(with_samples: Callable[..., Pool]) -> None:
+    pool = with_samples(Sample(1, (0,), "restyle"), Sample(3, (0,), "replace"))  # the second's outcome is mirrored
+    for _, samples, told in islice(changes(pool, NEW, told=True), 20):
+        assert {sample.change for sample in samples} == {"restyle"}
+        assert told == ["an apple on a blue background"] * len(samples)
+
+
+def test_what_is_told_by_a_caption_is_not_drawn_elsewhere(with_samples: Callable[..., Pool]) -> None:
+    pool = with_samples(Sample(1, (0,), "restyle"), Sample(3, (0,), "replace"), told=NEW)
+    pool.shares.copy_(torch.tensor([float(kind == "edit") for kind in KINDS]))
+    drawn = {sample.change for _, samples in islice(pool.choices(), 20) for sample in samples}
+    assert drawn == {"background", "mirror", "replace"}
+
+
+def test_an_outcome_told_by_a_caption_needs_no_reference(small_pool: Path) -> None:
+    pool, latents = Pool(small_pool), Latents(small_pool)
+    batch = latents.batch(pool.draw((SQUARE, SQUARE), [SAMPLES[2]] * 2, ["make it blue"] * 2))
+    alone = from_captions(pool, batch, ["an apple on a blue background"] * 2)
+    assert torch.equal(alone.target, batch.target)
+    assert alone.references.shape == (2, 0, 128)
+    assert len(alone.rotary) == alone.ids.shape[1] + 64

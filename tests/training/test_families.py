@@ -149,6 +149,7 @@ def test_two_references_join_in_their_order() -> None:
             before = family.scenes[sample.references[0]]
             assert replace(after, things=before.things) == before
             assert (before.things[0].concept, after.things[0].concept) == (2, 1)
+            assert before.things[0].style == after.things[0].style == 1, "nobody asked for another style"
             continue
         first, second = (family.scenes[i] for i in sample.references)
         assert (first.things[0].concept, second.things[0].concept) == (1, 2)

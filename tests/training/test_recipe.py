@@ -170,9 +170,9 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path,
             assert torch.equal(left[name], half_way.bfloat16()), name
     flow.train(work, MINUTES, from_shipped=True)
     read, ships = load_model(work / "flow").text_encoder.state_dict(), load_shipped()[0].text_encoder.state_dict()
-    assert all(torch.equal(read[name], ships[name]) for name in ships)
+    assert not any(torch.equal(read[name], ships[name]) for name in ships if "proj" in name)
     export.export(load_model(work / "flow"), work, tmp_path / "models" / MINI_MODEL)
-    for name, stays in (("autoencoder", True), ("text_encoder", True), ("transformer", False)):
+    for name, stays in (("autoencoder", True), ("text_encoder", False), ("transformer", False)):
         before, after = (load_file(f / f"{name}.safetensors") for f in (SHIPPED, tmp_path / "models" / MINI_MODEL))
         same = all(torch.equal(before[key], after[key]) for key in before)
         assert same is stays, name
