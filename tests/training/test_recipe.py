@@ -101,7 +101,7 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     pool.build(work, families=16, seed=0)
     monkeypatch.setattr(batches, "COMMON_THINGS", 3)
     drawn_from = batches.Pool(work)
-    for kind, sorts in (("plain", THINGS), ("text", 2), ("edit", len(get_args(Edit)))):
+    for kind, sorts in (("plain", THINGS), ("text", 3), ("edit", len(get_args(Edit)))):
         every = chain.from_iterable(drawn_from.shapes[kind].values())
         numbers = Counter(drawn_from.sort(kind, sample) for sample in every)
         assert len(numbers) == sorts
