@@ -57,19 +57,26 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     for model in (student, teacher_model):
         compile_blocks(model)
     pool, latents = Pool(work, seed=run.step + 1, caption_dropout=0.0, told=NEW), Latents(work)
-    batches, new, rng = stream(pool), changes(pool, NEW, told=True), np.random.default_rng(run.step)
+    asked, rng = goals(teacher_model, pool, latents), np.random.default_rng(run.step)
     for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=20, decay_from=0.4)
-        if rng.random() < NEW_SHARE:
-            shape, samples, told = next(new)
-            batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in samples]))
-            goal = guided(teacher_model, from_captions(pool, batch, told or ()), pool)
-        else:
-            batch = first(latents.batch(next(batches)), BATCH * BATCH_SCALE)
-            goal = partial(straight, batch) if batch.reference_grids else guided(teacher_model, batch, pool)
+        batch, goal = next(asked)
         losses = walk(student, goal, batch, follow_student=bool(rng.random() < 0.5), substeps=SUBSTEPS)
         run.record(loss=descend(student, losses, optimizer))
         average.update(student)
+
+
+def goals(teacher: MiniModel, pool: Pool, latents: Latents) -> Iterator[tuple[Batch, Goal]]:
+    """Draw endlessly what the student is asked for, and where that leads."""
+    drawn, new = stream(pool), changes(pool, NEW, told=True)
+    while True:
+        if pool.rng.random() < NEW_SHARE:
+            shape, samples, told = next(new)
+            batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in samples]))
+            yield batch, guided(teacher, from_captions(pool, batch, told or ()), pool)
+        else:
+            batch = first(latents.batch(next(drawn)), BATCH * BATCH_SCALE)
+            yield batch, partial(straight, batch) if batch.reference_grids else guided(teacher, batch, pool)
 
 
 def straight(batch: Batch, tokens: Tensor, levels: Sequence[float]) -> Tensor:

@@ -1,13 +1,18 @@
 """Check where a student is led from noise."""
 
+from collections.abc import Callable
 from functools import partial
+from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from training.batches import Batch
-from training.distill import Goal, descend, known, straight, velocity_at, walk
+from training import distill
+from training.batches import Batch, Latents, Pool
+from training.distill import NEW, Goal, descend, goals, guided, known, straight, velocity_at, walk
+from training.families import Sample
 from training.model import MiniModel
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -52,3 +57,20 @@ def test_a_student_that_goes_there_already_has_nothing_to_learn(
 
     assert loss(known(model, batch)) < 1e-3
     assert loss(partial(straight, batch)) > 0.1
+
+
+def test_new_things_lead_to_what_a_caption_of_the_outcome_does(
+    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, latents = with_samples(Sample(1, (0,), "restyle"), told=NEW), Latents(small_pool)
+    monkeypatch.setattr(distill, "NEW_SHARE", 1.0)
+    batch, goal = next(goals(model, pool, latents))
+    noise, count = torch.randn_like(batch.target), len(batch.ids)
+    ids, mask = pool.tokenizer.encode(["an apple on a blue background"] * count)
+    caption = guided(model, Batch(batch.target, batch.references[:, :0], ids, mask, batch.grid, ()), pool)
+    torch.testing.assert_close(goal(noise, (1.0, 0.9)), caption(noise, (1.0, 0.9)))
+    assert batch.references.shape == (count, 64, 128)
+    monkeypatch.setattr(distill, "NEW_SHARE", 0.0)
+    pool.shares.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
+    for batch, goal in islice(goals(model, pool, latents), 4):  # other edits
+        assert torch.equal(goal(torch.randn_like(batch.target), (1.0, 0.0)), batch.target)
