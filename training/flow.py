@@ -105,11 +105,9 @@ def make_optimizers(model: MiniModel) -> list[torch.optim.Optimizer]:
 
 def train(work: Path, minutes: float, *, from_shipped: bool = False) -> None:
     torch.manual_seed(0)
-    model = MiniModel()
-    initialise(model, work)
-    if from_shipped:
-        model.load_state_dict(load_shipped()[0].state_dict())
-        model.text_encoder.requires_grad_(True)
+    model = load_shipped()[0].requires_grad_(True) if from_shipped else MiniModel()
+    if not from_shipped:
+        initialise(model, work)
     model.to(DEVICE)
     optimizers = make_optimizers(model)
     peak_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
@@ -146,6 +144,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training.pool")
     parser.add_argument("--minutes", type=float, default=100)
-    parser.add_argument("--from-shipped", action="store_true", help="start from the transformer that ships")
+    parser.add_argument("--from-shipped", action="store_true", help="start from the weights that ship")
     arguments = parser.parse_args()
     train(arguments.work, arguments.minutes, from_shipped=arguments.from_shipped)

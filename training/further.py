@@ -1,8 +1,8 @@
 """Go on from the weights that ship, for whoever has no run to resume: lay them out, and teach them edits in any words.
 
-`python -m training.further begin --work FOLDER` lays out tokenizer, autoencoder and text encoder for training.pool and
-training.flow. `edits --minutes N` resumes FOLDER/further_edits: text encoder and transformer learn together. It leaves
-the whole model in FOLDER/further_weights.
+`python -m training.further begin --work FOLDER` lays out tokenizer and autoencoder for training.pool.
+`edits --minutes N` resumes FOLDER/further_edits: text encoder and transformer learn together. It leaves the whole model
+in FOLDER/further_weights.
 """
 
 import argparse
@@ -37,13 +37,11 @@ RATE, MUON_RATE = 1.5e-4, 2.5e-4
 
 
 def begin(work: Path) -> None:
-    """Lay out what ships as training.pool, training.flow and training.export look for it."""
+    """Lay out what ships as training.pool and training.export look for it."""
     shutil.copy(SHIPPED / KLEIN_MINI.files["tokenizer"][0], work / "tokenizer.json")
-    model, autoencoder, _ = load_shipped()
-    for name, part in (("autoencoder", autoencoder), ("text", model.text_encoder)):
-        (work / name).mkdir(exist_ok=True)
-        average = {"updates": 0, "module": part.state_dict()}
-        torch.save({"step": 0, "elapsed": 0.0, "parts": {"average": average}}, work / name / "last.pt")
+    (work / "autoencoder").mkdir(exist_ok=True)
+    average = {"updates": 0, "module": load_shipped()[1].state_dict()}
+    torch.save({"step": 0, "elapsed": 0.0, "parts": {"average": average}}, work / "autoencoder" / "last.pt")
 
 
 def train_edits(work: Path, minutes: float) -> None:

@@ -122,6 +122,7 @@ def background_column(background: str, height: int) -> Floats:
 
 
 def paint_background(background: str, height: int, width: int) -> Pixels:
+    """Draw a background, alike in every column (height, width, 3)."""
     column = background_column(background, height).round().clip(0, 255).astype(np.uint8)
     return np.repeat(column[:, None], width, axis=1)
 

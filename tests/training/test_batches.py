@@ -62,7 +62,8 @@ def test_changes_are_drawn_by_their_shares_and_squares_most(with_samples: Callab
 
 
 def test_what_is_new_is_told_by_a_caption_where_one_says_all(with_samples: Callable[..., Pool]) -> None:
-    pool = with_samples(Sample(1, (0,), "restyle"), Sample(3, (0,), "replace"))  # the second's outcome is mirrored
+    mirrored, wide = Sample(3, (0,), "replace"), Sample(2, (2,), "restyle")  # which captions do not describe
+    pool = with_samples(Sample(1, (0,), "restyle"), mirrored, wide)
     for _, samples, told in islice(changes(pool, NEW, told=True), 20):
         assert {sample.change for sample in samples} == {"restyle"}
         assert told == ["an apple on a blue background"] * len(samples)

@@ -40,7 +40,7 @@ from training import (
 from training.art import HELD_OUT_PHOTOS
 from training.autoencoder import load_average
 from training.data import EMOJIBASE, SKIN_TONES, SPRITE_PX, STYLES
-from training.model import SHIPPED, MiniModel, load_model, load_shipped
+from training.model import SHIPPED, load_model, load_shipped
 from training.wording import Edit
 
 THINGS, PEOPLE = 17, 1
@@ -152,14 +152,13 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:Mismatch dtype:UserWarning")
-def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path, tmp_path: Path) -> None:
+def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     further.begin(work)
     pool.build(work, families=8, seed=0, things=6)
     index = json.loads((work / "pool" / "samples.json").read_text())
     assert {thing["concept"] for scene in index["scenes"] for thing in scene["things"]} == set(range(6))
-    model = MiniModel()
-    flow.initialise(model, work)
-    assert torch.equal(model.text_encoder.embedding.weight, load_shipped()[0].text_encoder.embedding.weight)
     further.train_edits(work, MINUTES)
     learned = load_average(work / "further_edits")
     for part, stays in (("autoencoder", True), ("text_encoder", False), ("transformer", False)):
@@ -168,7 +167,15 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(work: Path,
         for name in () if stays else left:
             half_way = torch.lerp(ships[name].float(), learned[f"{part}.{name}"], 0.5)
             assert torch.equal(left[name], half_way.bfloat16()), name
+    stages: list[int] = []
+
+    def note(stage: int) -> list[float]:
+        stages.append(stage)
+        return batches.stage_shares(stage)
+
+    monkeypatch.setattr(flow, "stage_shares", note)
     flow.train(work, MINUTES, from_shipped=True)
+    assert set(stages) == {1}, "not plain prompts alone, which it draws already"
     read, ships = load_model(work / "flow").text_encoder.state_dict(), load_shipped()[0].text_encoder.state_dict()
     assert not any(torch.equal(read[name], ships[name]) for name in ships if "proj" in name)
     export.export(load_model(work / "flow"), work, tmp_path / "models" / MINI_MODEL)
