@@ -38,7 +38,7 @@ KINDS = {  # kind: its share of the steps in each stage, batch size
 }
 COMMON_THINGS, COMMON_WEIGHT = 300, 2.0  # the first in the list are drawn so much more often on their own
 FAVOURED_EDITS = {"tone": 2.0}  # beside others: five tones are one sort
-SQUARE_WEIGHT = 5.0  # among the shapes of one change
+SQUARE_WEIGHT = 5.0  # among the shapes of one change; it also counts by the square of how many references there are
 CAPTION_DROPOUT = 0.1
 LONG_TEXT_SHARE = 0.15
 CHANGED_TOGETHER = 16  # samples of one change
@@ -125,6 +125,7 @@ class Pool(IterableDataset[Draw]):
         ]
         sizes = [scene.grid[0] * scene.grid[1] for scene in self.scenes]
         self.starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.bare = {scene.background: i for i, scene in enumerate(self.scenes) if not scene.things}
         self.tokenizer = PromptTokenizer(Tokenizer.from_file(str(work / "tokenizer.json")), KLEIN_MINI.text_encoder)
         self.rng = np.random.default_rng(seed)
         self.seed, self.caption_dropout, self.told = seed, caption_dropout, told
@@ -150,7 +151,7 @@ class Pool(IterableDataset[Draw]):
         """Have what newcomers ask for first drawn more often: a common thing on its own, some edits."""
         if kind == "plain":
             return COMMON_WEIGHT if self.thing(sample) < COMMON_THINGS else 1.0
-        if sample.change in self.told and is_posed(self.scenes[sample.target]):
+        if sample.change in self.told and is_told(self.scenes[sample.target]):
             return 0.0
         return FAVOURED_EDITS.get(str(sample.change), 1.0)
 
@@ -218,21 +219,30 @@ def changes(pool: Pool, shares: dict[str, float], *, told: bool = False) -> Iter
         for sample in samples:
             after = pool.scenes[sample.target]
             change = after.tone or str(sample.change)
-            if change in shares and (is_posed(after) or not told):
+            if change in shares and (is_told(after) or not told):
                 shapes.setdefault(change, {}).setdefault(shape, []).append(sample)
     weights = np.array([shares[change] for change in shapes])
     while True:
         found = list(list(shapes.values())[pool.rng.choice(len(shapes), p=weights / weights.sum())].items())
-        counts = np.array([len(samples) * (SQUARE_WEIGHT if shape[0] == SQUARE else 1.0) for shape, samples in found])
+        favours = [(SQUARE_WEIGHT if grid == SQUARE else 1.0) * len(others) ** 2 for (grid, *others), _ in found]
+        counts = np.array([len(samples) * favour for (_, samples), favour in zip(found, favours, strict=True)])
         shape, samples = found[pool.rng.choice(len(found), p=counts / counts.sum())]
         chosen = [samples[i] for i in pool.rng.integers(len(samples), size=BATCH_SCALE * CHANGED_TOGETHER)]
         yield shape, chosen, word_plainly(pool, [Sample(sample.target) for sample in chosen]) if told else None
 
 
-def is_posed(scene: Scene) -> bool:
-    """Tell whether a caption says all that a scene shows."""
+def is_told(scene: Scene) -> bool:
+    """Tell whether a caption says where everything in a scene stands: one thing as it is posed, or two unlike."""
     thing, *others = scene.things
-    return not others and thing == Thing(thing.concept, thing.style, POSED_SIZE) and scene.grid == SQUARE
+    if others:
+        return scene.grid == SQUARE and [other.concept != thing.concept for other in others] == [True]
+    return scene.grid == SQUARE and thing == Thing(thing.concept, thing.style, POSED_SIZE)
+
+
+def bare_of(pool: Pool, latents: Latents, samples: Sequence[Sample]) -> Tensor:
+    """Take the bare backgrounds (B, N, C) of samples whose outcomes are square."""
+    scenes = [pool.bare[pool.scenes[sample.target].background] for sample in samples]
+    return latents.picture(torch.from_numpy(pool.starts[scenes]), SQUARE)
 
 
 def word_plainly(pool: Pool, samples: Sequence[Sample]) -> list[str]:

@@ -1,9 +1,9 @@
 """Distil guidance and step count into klein-mini's four unguided steps.
 
 From noise, student and teacher go down the product's four noise levels. From a prompt alone the teacher
-takes several guided steps in each, and the student learns to go there in one. So it does where an edit draws
-something new, which could be drawn in many ways: the teacher is told its outcome by a caption. Any other edit
-has one right outcome, which the pool holds: there the student learns to go straight to it from wherever it is.
+takes several guided steps in each, and the student learns to go there in one. Most edits have one right outcome, which
+the pool holds: there the student learns to go straight to it from wherever it is. Where an edit draws something
+new, which could be drawn in many ways, the teacher is told the outcome by a caption; what stays has one way.
 Half of the time the way goes on from where the student went, so that it learns to mend its own errors.
 `python -m training.distill --work FOLDER --minutes 15` resumes FOLDER/distill.
 """
@@ -31,8 +31,11 @@ from training.precision import BATCH_SCALE, DEVICE, FAST_DTYPE, autocast
 
 SUBSTEPS = (2, 2, 2, 4)  # of the teacher in each of the four steps
 GUIDANCE = 3.0
-NEW = {"restyle": 0.42, "replace": 0.42, "expression": 0.12, "style": 0.04}  # shares of edits that draw something new
+NEW = {  # shares of edits that draw something new
+    "restyle": 0.35, "replace": 0.35, "add": 0.17, "expression": 0.1, "style": 0.03,
+}  # fmt: skip
 NEW_SHARE = 0.25  # of the walks
+CHANGED, BARE = 0.1, 0.02  # mean squares by which a token shows something else, and more than the background
 BATCH = 16
 Goal = Callable[[Tensor, Sequence[float]], Tensor]  # of tokens and the noise levels on the way there
 
@@ -73,7 +76,7 @@ def goals(teacher: MiniModel, pool: Pool, latents: Latents) -> Iterator[tuple[Ba
         if pool.rng.random() < NEW_SHARE:
             shape, samples, told = next(new)
             batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in samples]))
-            yield batch, guided(teacher, from_captions(pool, batch, told or ()), pool)
+            yield batch, renewed(batch, guided(teacher, from_captions(pool, batch, told or ()), pool))
         else:
             batch = first(latents.batch(next(drawn)), BATCH * BATCH_SCALE)
             yield batch, partial(straight, batch) if batch.reference_grids else guided(teacher, batch, pool)
@@ -82,6 +85,25 @@ def goals(teacher: MiniModel, pool: Pool, latents: Latents) -> Iterator[tuple[Ba
 def straight(batch: Batch, tokens: Tensor, levels: Sequence[float]) -> Tensor:
     """Go straight to the batch's pictures."""
     return torch.lerp(batch.target, tokens, levels[-1] / levels[0])
+
+
+def renewed(batch: Batch, goal: Goal) -> Goal:
+    """Go to a goal where the outcome differs from the first reference, and straight to the outcome elsewhere."""
+    before = batch.references[:, : batch.target.shape[1]]
+    differs = (batch.target - before).square().mean(-1, keepdim=True) > CHANGED
+    return lambda tokens, levels: torch.where(differs, goal(tokens, levels), straight(batch, tokens, levels))
+
+
+def cleared(bare: Tensor, goal: Goal) -> Goal:
+    """Go to a goal, but straight to the bare background (B, N, C) wherever it leads to little else."""
+
+    def clear(tokens: Tensor, levels: Sequence[float]) -> Tensor:
+        outcome = goal(tokens, levels)
+        end = outcome + (outcome - tokens) * levels[-1] / (levels[0] - levels[-1])
+        differs = (end - bare).square().mean(-1, keepdim=True) > BARE
+        return torch.where(differs, outcome, torch.lerp(bare, tokens, levels[-1] / levels[0]))
+
+    return clear
 
 
 def guided(model: MiniModel, batch: Batch, pool: Pool) -> Goal:

@@ -208,15 +208,18 @@ def stand(first: Thing, second: Thing, grid: Grid, rng: np.random.Generator) -> 
 
 
 def two_things(pairs: list[tuple[int, int]], grid: Grid, rng: np.random.Generator) -> Family:
-    """Draw two things together, with one of them gone, and with another in its place."""
+    """Draw two things together, with either of them gone, another in its place, or in another colour."""
     family, background = Family(), draw_background(rng)
     one, two, three = (Thing(concept, style, POSED_SIZE) for concept, style in pairs)
     a, b = stand(one, two, grid, rng)
     both = family.add(Scene((a, b), background, grid))
     first = family.add(Scene((a,), background, grid))
     second = family.add(Scene((b,), background, grid))
-    swapped = family.add(Scene((a, replace(three, size=b.size, x=b.x, y=b.y)), background, grid))
-    tinted = family.add(Scene((a, replace(b, tint=draw_tint(rng))), background, grid))
+    changes = {"concept": three.concept, "style": three.style}, {"tint": draw_tint(rng)}
+    swapped, tinted = (
+        family.add(Scene((replace(a, **c), b) if rng.random() < 0.5 else (a, replace(b, **c)), background, grid))
+        for c in changes
+    )
     if grid == SQUARE:
         family.samples += [Sample(i) for i in (both, swapped, tinted)]
     family.samples += [

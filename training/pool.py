@@ -29,7 +29,7 @@ from training.data import Concept, load_sprites, read_concepts
 from training.families import Family, Sample, draw_family, portraits, shown_styles
 from training.people import draw_people
 from training.precision import DEVICE, autocast
-from training.scenes import Scene, paint
+from training.scenes import SQUARE, Scene, every_background, paint
 
 SPRITE_PX = 256  # enough for a canvas
 ENCODED_TOGETHER = 64
@@ -53,7 +53,7 @@ Painted = tuple[list[int], NDArray[np.uint8]]  # scenes of one shape, and their 
 
 
 class Families(IterableDataset[tuple[Family, list[Painted]]]):
-    """Painted families: portraits of every concept, so that none is missed, people, then others, concepts in turn.
+    """Painted families: bare backgrounds, portraits of every concept, so that none is missed, people, then others.
 
     Made in processes beside the encoder, which paint every so many-th family each.
     """
@@ -71,6 +71,7 @@ class Families(IterableDataset[tuple[Family, list[Painted]]]):
             yield family, [(n, np.stack([paint(family.scenes[i], sprites) for i in n])) for n in by_grid.values()]
 
     def draw(self, concepts: list[Concept], rng: np.random.Generator) -> Iterator[Family]:
+        yield Family([Scene((), background, SQUARE) for background in every_background()])
         styles = [shown_styles(concept) for concept in concepts]
         shown = [concept for concept, its in enumerate(styles) if its]
         for concept in shown:

@@ -5,6 +5,7 @@ A picture here has canvas size: a quarter of the output's width and height, 32 p
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from math import ceil, sqrt
 from typing import Literal
 
@@ -103,6 +104,11 @@ class Scene:
     def mirror(self) -> "Scene":
         things = tuple(replace(t, x=1 - t.x, mirrored=not t.mirrored) for t in self.things)
         return replace(self, things=things)
+
+
+def every_background() -> list[str]:
+    """List the colours, the places, and all pairs of colours."""
+    return [*COLOURS, *PLACES, *(f"{a} {joint} {b}" for joint in ("to", "and") for a, b in permutations(COLOURS, 2))]
 
 
 def background_column(background: str, height: int) -> Floats:

@@ -1,4 +1,4 @@
-"""A pool of four pictures."""
+"""A pool of four pictures and two backgrounds."""
 
 import json
 from collections.abc import Callable, Collection
@@ -17,12 +17,13 @@ from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 WIDE = (6, 11)
 RED = Scene((Thing(0, 0, POSED_SIZE),), "red", SQUARE)
 SCENES = [RED, replace(RED, background="blue"), replace(RED, grid=WIDE), RED.mirror()]
+SCENES += [Scene((), background, SQUARE) for background in ("red", "blue")]
 SAMPLES = [Sample(0), Sample(2), Sample(1, (0,), "background"), Sample(3, (0,), "mirror"), Sample(2, (0, 1), "row")]
 
 
 @pytest.fixture
 def small_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lay out four pictures whose latents are their numbers."""
+    """Lay out pictures whose latents are their numbers."""
     monkeypatch.setattr(data, "CONCEPTS_FILE", tmp_path / "concepts.txt")
     (tmp_path / "concepts.txt").write_text("apple\n")
     (tmp_path / "synonyms.json").write_text("{}")

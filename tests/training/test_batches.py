@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.tokens import image_ids, reference_ids, text_ids
 from openklein.engine.transformer import FlowTransformer
 from tests.training.conftest import SAMPLES, WIDE
-from training.batches import KINDS, Latents, Pool, changes, from_captions, rotary_of
+from training.batches import KINDS, Latents, Pool, bare_of, changes, from_captions, is_told, rotary_of
 from training.distill import NEW
 from training.families import Sample
 from training.further import KNOWN
 from training.precision import BATCH_SCALE
-from training.scenes import SQUARE
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange
 
 
 def test_a_batch_holds_the_pictures_of_its_samples(small_pool: Path) -> None:
@@ -69,11 +70,26 @@ def test_what_is_new_is_told_by_a_caption_where_one_says_all(with_samples: Calla
         assert told == ["an apple on a blue background"] * len(samples)
 
 
+def test_a_caption_tells_of_two_things_where_each_stands() -> None:
+    one, two = Thing(0, 0, POSED_SIZE), Thing(1, 0, POSED_SIZE)
+    pair = Scene(arrange([one, two], 2, SQUARE), "red", SQUARE)
+    assert is_told(pair)
+    assert not is_told(replace(pair, grid=WIDE))
+    assert not is_told(replace(pair, things=arrange([one, one], 2, SQUARE)))
+    assert not is_told(replace(pair, things=arrange([one, two, replace(one, concept=2)], 2, SQUARE)))
+
+
 def test_what_is_told_by_a_caption_is_not_drawn_elsewhere(with_samples: Callable[..., Pool]) -> None:
     pool = with_samples(Sample(1, (0,), "restyle"), Sample(3, (0,), "replace"), told=NEW)
     pool.shares.copy_(torch.tensor([float(kind == "edit") for kind in KINDS]))
     drawn = {sample.change for _, samples in islice(pool.choices(), 20) for sample in samples}
     assert drawn == {"background", "mirror", "replace"}
+
+
+def test_behind_an_outcome_is_its_background(small_pool: Path) -> None:
+    bare = bare_of(Pool(small_pool), Latents(small_pool), [SAMPLES[2], SAMPLES[0]])
+    assert bare.shape == (2, 64, 128)
+    assert bare[:, 0, 0].tolist() == [5, 4]
 
 
 def test_an_outcome_told_by_a_caption_needs_no_reference(small_pool: Path) -> None:

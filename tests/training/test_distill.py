@@ -11,7 +11,20 @@ from torch import Tensor
 
 from training import distill
 from training.batches import Batch, Latents, Pool
-from training.distill import NEW, Goal, descend, goals, guided, known, straight, velocity_at, walk
+from training.distill import (
+    BARE,
+    NEW,
+    Goal,
+    cleared,
+    descend,
+    goals,
+    guided,
+    known,
+    renewed,
+    straight,
+    velocity_at,
+    walk,
+)
 from training.families import Sample
 from training.model import MiniModel
 
@@ -38,6 +51,23 @@ def test_straight_ways_end_at_the_picture(batch: Batch) -> None:
     halfway = straight(batch, noise, (0.8, 0.7, 0.6))
     torch.testing.assert_close(halfway, 0.25 * batch.target + 0.75 * noise)
     torch.testing.assert_close(straight(batch, halfway, (0.6, 0.0)), batch.target)
+
+
+def test_only_what_differs_is_drawn_anew(model: MiniModel, batch: Batch) -> None:
+    new = torch.tensor([True, False, False, True])[:, None]
+    before = torch.where(new, batch.target + 1, batch.target + 0.01)
+    edit = Batch(batch.target, torch.cat([before, before], dim=1), batch.ids, batch.mask, batch.grid, ((2, 2), (2, 2)))
+    noise, levels = torch.randn_like(batch.target), (0.8, 0.4)
+    outcome = renewed(edit, lambda tokens, _: -tokens)(noise, levels)
+    torch.testing.assert_close(outcome, torch.where(new, -noise, 0.5 * (batch.target + noise)))
+
+
+def test_what_is_all_but_bare_becomes_bare(batch: Batch) -> None:
+    noise, levels = torch.randn_like(batch.target), (0.8, 0.6, 0.4)
+    near = torch.tensor([True, False, False, True])[:, None]
+    bare = torch.where(near, batch.target + 0.9 * BARE**0.5, batch.target + 1.1 * BARE**0.5)
+    outcome = cleared(bare, partial(straight, batch))(noise, levels)
+    torch.testing.assert_close(outcome, torch.where(near, 0.5 * (bare + noise), 0.5 * (batch.target + noise)))
 
 
 def test_known_ways_are_those_of_the_model(model: MiniModel, batch: Batch) -> None:

@@ -27,7 +27,8 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
 ) -> None:
     pool = with_samples(Sample(1, (0,), "restyle"))
     shipped, latents = load_shipped()[0].to(DEVICE).requires_grad_(False), Latents(small_pool)
-    student: MiniModel = load_shipped()[0].to(DEVICE).requires_grad_(True)
+    student: MiniModel = load_shipped()[0].to(DEVICE)
+    student.transformer.requires_grad_(True)
 
     def first_losses(source: Asked) -> list[float]:
         return [loss.item() for loss in islice(endless_walk(student, shipped, latents, pool, iter([source])), 4)]
@@ -40,5 +41,4 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
     assert min(first_losses((edit[0], edit[1][:4], edit[2] and edit[2][:4]))) > 0.03
     loss = next(endless_walk(student, shipped, latents, pool, iter([edit])))
     loss.backward()  # type: ignore[no-untyped-call]
-    gradients = [part.parameters() for part in (student.text_encoder, student.transformer)]
-    assert all(any(p.grad is not None and p.grad.abs().sum() > 0 for p in part) for part in gradients)
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.transformer.parameters())

@@ -26,6 +26,14 @@ def test_no_thing_is_missed_in_a_style_that_it_is_shown_in_and_none_is_shown_in_
     assert on_white == seen == pairs
 
 
+def test_every_background_is_shown_bare_too() -> None:
+    bare, *others = Families(Path(), count=400, seed=0).draw(read_concepts()[:20], np.random.default_rng(0))
+    assert not any(scene.things for scene in bare.scenes)
+    backgrounds = {scene.background for family in others for scene in family.scenes}
+    assert len(backgrounds) > 50
+    assert backgrounds <= {scene.background for scene in bare.scenes}
+
+
 def test_latents_come_in_the_order_of_the_pictures_numbers_whatever_order_those_come_in() -> None:
     _, autoencoder, _ = load_shipped()
     generator = torch.Generator().manual_seed(0)
