@@ -233,10 +233,12 @@ def changes(pool: Pool, shares: dict[str, float], *, told: bool = False) -> Iter
 
 def is_told(scene: Scene) -> bool:
     """Tell whether a caption says where everything in a scene stands: one thing as it is posed, or two unlike."""
-    thing, *others = scene.things
-    if others:
-        return scene.grid == SQUARE and [other.concept != thing.concept for other in others] == [True]
-    return scene.grid == SQUARE and thing == Thing(thing.concept, thing.style, POSED_SIZE)
+    match scene.things if scene.grid == SQUARE else ():
+        case (thing,):
+            return thing == Thing(thing.concept, thing.style, POSED_SIZE)
+        case (first, second):
+            return first.concept != second.concept
+    return False
 
 
 def bare_of(pool: Pool, latents: Latents, samples: Sequence[Sample]) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from training.checkpoints import Average, Run
 from training.data import STYLES, load_sprites, read_concepts
 from training.precision import BATCH_SCALE, DEVICE, autocast
-from training.scenes import COLOURS, PLACES, paint_background
+from training.scenes import COLOURS, PLACES, every_background, paint_background
 
 INPUT_PX = 64
 BATCH = 96
@@ -76,9 +76,8 @@ def small_sprites(work: Path) -> Tensor:
 
 
 def backgrounds() -> Tensor:
-    """Paint every colour, place and pair of colours: (N, 3, 64, 64), 0 to 255."""
-    pairs = [f"{a} {joint} {b}" for a in COLOURS for b in COLOURS for joint in ("to", "and") if a != b]
-    names = [*[name for name in COLOURS for _ in range(30)], *[name for name in PLACES for _ in range(10)], *pairs]
+    """Paint every pair of colours, every place ten times and every colour thirty times: (N, 3, 64, 64), 0 to 255."""
+    names = [*29 * list(COLOURS), *9 * list(PLACES), *every_background()]
     painted = np.stack([paint_background(name, INPUT_PX, INPUT_PX) for name in names])
     return torch.from_numpy(painted).permute(0, 3, 1, 2).contiguous()
 

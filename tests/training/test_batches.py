@@ -62,6 +62,12 @@ def test_changes_are_drawn_by_their_shares_and_squares_most(with_samples: Callab
     assert 0.05 < counts["background", (WIDE, WIDE)] / background < 0.3, "one sixth"
 
 
+def test_joins_of_more_references_are_drawn_more(with_samples: Callable[..., Pool]) -> None:
+    pool = with_samples(Sample(0, (0, 1), "row"), Sample(0, (0, 1, 3), "row"))
+    counts = Counter(len(shape) - 1 for shape, _, _ in islice(changes(pool, {"row": 1.0}), 400) if shape[0] == SQUARE)
+    assert 0.6 < counts[3] / counts.total() < 0.78, "nine to four"
+
+
 def test_what_is_new_is_told_by_a_caption_where_one_says_all(with_samples: Callable[..., Pool]) -> None:
     mirrored, wide = Sample(3, (0,), "replace"), Sample(2, (2,), "restyle")  # which captions do not describe
     pool = with_samples(Sample(1, (0,), "restyle"), mirrored, wide)

@@ -104,3 +104,11 @@ def test_new_things_lead_to_what_a_caption_of_the_outcome_does(
     pool.shares.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
     for batch, goal in islice(goals(model, pool, latents), 4):  # other edits
         assert torch.equal(goal(torch.randn_like(batch.target), (1.0, 0.0)), batch.target)
+
+
+def test_what_stays_beside_new_things_is_not_drawn_anew(
+    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "NEW_SHARE", 1.0)
+    batch, goal = next(goals(model, with_samples(Sample(1, (1,), "restyle"), told=NEW), Latents(small_pool)))
+    assert torch.equal(goal(torch.randn_like(batch.target), (1.0, 0.0)), batch.target)

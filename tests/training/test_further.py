@@ -14,6 +14,7 @@ from training.families import Sample
 from training.further import captions, endless_walk
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
+from training.scenes import SQUARE
 
 
 def test_captions_are_told_in_their_plainest_words(with_samples: Callable[..., Pool]) -> None:
@@ -42,3 +43,17 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
     loss = next(endless_walk(student, shipped, latents, pool, iter([edit])))
     loss.backward()  # type: ignore[no-untyped-call]
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.transformer.parameters())
+
+
+def test_what_stays_goes_straight_and_what_is_all_but_bare_becomes_bare(
+    small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, latents, model = with_samples(Sample(1, (1,), "restyle")), Latents(small_pool), MiniModel()
+    monkeypatch.setattr(further, "known", lambda *_: lambda tokens, _: torch.full_like(tokens, 4.1))
+    monkeypatch.setattr(further, "walk", lambda _, goal, batch, **__: iter([goal(batch.target, (1.0, 0.0))]))
+    caption: Asked = (SQUARE,), [Sample(0)] * 2, ["an apple on a red background"] * 2
+    edit = next(changes(pool, NEW, told=True))
+    outcomes = [next(endless_walk(model, model, latents, pool, iter([source]))) for source in (caption, edit)]
+    assert [set(outcome.flatten().tolist()) for outcome in outcomes] == [{4.0}, {1.0}], (
+        "the red background; what it was"
+    )
