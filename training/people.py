@@ -7,7 +7,7 @@ import numpy as np
 
 from training.data import SKIN_TONES, Concept, skin_row
 from training.families import Family, Sample, draw_background, draw_grid
-from training.scenes import POSED_SIZE, Scene, Thing
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 
 
 def skins(concept: int, person: int, style: int, rng: np.random.Generator) -> Family:
@@ -22,7 +22,7 @@ def skins(concept: int, person: int, style: int, rng: np.random.Generator) -> Fa
     ]
     family.samples += [Sample(after, (first,), "skin") for after in toned]
     family.samples += [Sample(toned[0], (toned[1],), "skin"), Sample(toned[1], (toned[0],), "skin")]
-    if not plain.mirrored:
+    if base.grid == SQUARE and not plain.mirrored:
         family.samples += [Sample(after) for after in toned]
     return family
 

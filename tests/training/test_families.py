@@ -81,8 +81,10 @@ def test_edits_of_one_reference_keep_its_shape() -> None:
 
 
 def test_captions_and_joins_are_shown_in_squares() -> None:
-    styles, rng = [[0, 1, 2]] * 40, np.random.default_rng(0)
+    concepts, rng = read_concepts(), np.random.default_rng(0)
+    styles = [shown_styles(concept) for concept in concepts]
     families = [draw_family(n, list(range(40)), styles, rng) for n in range(64)] + [portraits(5, [0, 1], rng)]
+    families += draw_people(concepts, styles, rng)
     shown = [
         {family.scenes[i].grid for i in (sample.target, *sample.references)}
         for family in families
