@@ -89,9 +89,14 @@ def straight(batch: Batch, tokens: Tensor, levels: Sequence[float]) -> Tensor:
 
 def renewed(batch: Batch, goal: Goal) -> Goal:
     """Go to a goal where the outcome differs from the first reference, and straight to the outcome elsewhere."""
+    changed = differs(batch)
+    return lambda tokens, levels: torch.where(changed, goal(tokens, levels), straight(batch, tokens, levels))
+
+
+def differs(batch: Batch) -> Tensor:
+    """Tell where the outcome is another than the first reference (B, N, 1)."""
     before = batch.references[:, : batch.target.shape[1]]
-    differs = (batch.target - before).square().mean(-1, keepdim=True) > CHANGED
-    return lambda tokens, levels: torch.where(differs, goal(tokens, levels), straight(batch, tokens, levels))
+    return (batch.target - before).square().mean(-1, keepdim=True) > CHANGED
 
 
 def cleared(bare: Tensor, goal: Goal) -> Goal:

@@ -1,8 +1,8 @@
 """Go on from the weights that ship, for whoever has no run to resume: lay them out, and teach them edits in any words.
 
 `python -m training.further begin --work FOLDER` lays out tokenizer and autoencoder for training.pool.
-`edits --minutes N` resumes FOLDER/further_edits: the transformer learns, the text encoder stays. It leaves the whole
-model in FOLDER/further_weights.
+`edits --minutes N` goes on from training.recogniser and resumes FOLDER/further_edits: the transformer learns, the text
+encoder stays. It leaves the whole model in FOLDER/further_weights.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
+from training.autoencoder import load_average
 from training.batches import Asked, Latents, Pool, bare_of, changes, from_captions, word_plainly
 from training.checkpoints import Average, Run
 from training.distill import NEW, Goal, cleared, known, renewed, straight, walk
@@ -25,17 +26,18 @@ from training.flow import compile_blocks
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.muon import Muon
 from training.precision import DEVICE
+from training.recogniser import Recogniser, load_heads, weigh
 
-HARD = {"row": 0.5, "remove": 0.3, "skin": 0.2}  # shares of what seldom came right,
+HARD = {"remove": 0.6, "row": 0.2, "skin": 0.2}  # shares of what seldom came right,
 KNOWN = {  # and of what did
-    "background": 0.22, "recolour": 0.16, "mirror": 0.12, "greyscale": 0.1, "rotate": 0.06, "darken": 0.04,
+    "recolour": 0.25, "background": 0.22, "mirror": 0.12, "greyscale": 0.1, "rotate": 0.06, "darken": 0.04,
     "invert": 0.04, "outline": 0.04, "brighten": 0.04, "resize": 0.04, "move": 0.04, "insert": 0.03, "grid": 0.03,
     "stack": 0.02, "place": 0.02,
 }  # fmt: skip
 CAPTIONS_WEIGHT = 3.0  # of their loss
 PLAIN_SHARE = 0.2  # of the prompts, in the plainest words; the others in any
-LEARNED_SHARE = 0.5  # half way keeps most of what is learned, and the names that it wears off
-RATE, MUON_RATE = 1.5e-4, 3e-4
+RECOGNISED_WEIGHT = 0.3
+RATE, MUON_RATE = 2e-4, 1.5e-3
 
 
 def begin(work: Path) -> None:
@@ -54,13 +56,17 @@ def train_edits(work: Path, minutes: float) -> None:
     """
     torch.manual_seed(0)
     shipped = load_shipped()[0].to(DEVICE).eval().requires_grad_(False)
-    student = deepcopy(shipped).train()
+    student, heads = deepcopy(shipped).train(), load_heads(work).to(DEVICE)
+    student.load_state_dict(load_average(work / "recogniser"))
     named = dict(student.transformer.requires_grad_(True).named_parameters())
     hidden = [named.pop(name) for name in list(named) if "_blocks." in name and named[name].ndim == 2]
-    muon, adam = Muon(hidden, MUON_RATE), torch.optim.AdamW(named.values(), RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    muon = Muon(hidden, MUON_RATE)
+    adam = torch.optim.AdamW([*named.values(), *heads.parameters()], RATE, betas=(0.9, 0.98), weight_decay=0.0)
     average = Average(student, 0.995)
-    run = Run(work / "further_edits", minutes, {"model": student, "average": average, "muon": muon, "adam": adam})
+    parts = {"model": student, "heads": heads, "average": average, "muon": muon, "adam": adam}
+    run = Run(work / "further_edits", minutes, parts)
     pool, latents = Pool(work, seed=run.step, caption_dropout=0.0), Latents(work)
+    recogniser = Recogniser(student, heads, pool, latents)
     torch.manual_seed(run.step)
     for model in (student, shipped):
         compile_blocks(model)
@@ -71,30 +77,31 @@ def train_edits(work: Path, minutes: float) -> None:
         "known": changes(pool, KNOWN),
     }
     walks = {  # each at another noise level
-        name: islice(endless_walk(student, shipped, latents, pool, source), ahead, None)
+        name: islice(endless_walk(recogniser, shipped, latents, pool, source), ahead, None)
         for ahead, (name, source) in enumerate(sources.items())
     }
     for _ in run:
-        scale = run.learning_rate_scale(warmup=30, decay_from=0.3)
+        scale = run.learning_rate_scale(warmup=30, decay_from=0.1)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * scale, RATE * scale
+        recognised = recogniser.losses()
         losses = {name: next(walk) for name, walk in walks.items()}
-        loss = torch.stack([*losses.values(), (CAPTIONS_WEIGHT - 1) * losses["captions"]]).sum()
+        loss = sum(losses.values(), (CAPTIONS_WEIGHT - 1) * losses["captions"])
+        loss = loss + RECOGNISED_WEIGHT * weigh(recognised)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.transformer.parameters(), 1.0)
         for optimizer in (muon, adam):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(student)
-        run.record(loss=loss, **losses)
-    for parameter, learned in zip(shipped.parameters(), average.module.parameters(), strict=True):
-        parameter.lerp_(learned, LEARNED_SHARE)
-    export(shipped, work, work / "further_weights")
+        run.record(loss=loss, **losses, **recognised)
+    assert isinstance(average.module, MiniModel)
+    export(average.module, work, work / "further_weights")
 
 
 def endless_walk(
-    student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool, source: Iterator[Asked]
+    recogniser: Recogniser, shipped: MiniModel, latents: Latents, pool: Pool, source: Iterator[Asked]
 ) -> Iterator[Tensor]:
-    """Walk from noise to what is asked for, again and again; give the loss at each noise level.
+    """Walk from noise to what is asked for, again and again; give the loss at each noise level, and of recognising.
 
     Where a caption tells the outcome, what the shipped model draws from it is the goal: something new can be drawn in
     many ways, whose mean would be a blur. Where that is next to nothing, the bare background is.
@@ -102,13 +109,15 @@ def endless_walk(
     for shape, samples, told in source:
         pairs = zip(samples, word_plainly(pool, samples), strict=True)
         words = [plain if pool.rng.random() < PLAIN_SHARE else pool.word(sample) for sample, plain in pairs]
-        batch = latents.batch(pool.draw(shape, samples, words))
+        draw = pool.draw(shape, samples, words)
+        batch = latents.batch(draw)
         goal: Goal = partial(straight, batch)
         if told:
             goal = cleared(bare_of(pool, latents, samples), known(shipped, from_captions(pool, batch, told)))
             if batch.reference_grids:
                 goal = renewed(batch, goal)
-        yield from walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5))
+        for loss in walk(recogniser.model, goal, batch, follow_student=bool(pool.rng.random() < 0.5)):
+            yield loss + recogniser.beside(draw, batch)
 
 
 def captions(pool: Pool) -> Iterator[Asked]:

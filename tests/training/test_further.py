@@ -14,6 +14,7 @@ from training.families import Sample
 from training.further import captions, endless_walk
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
+from training.recogniser import Heads, Recogniser
 from training.scenes import SQUARE
 
 
@@ -30,9 +31,10 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
     shipped, latents = load_shipped()[0].to(DEVICE).requires_grad_(False), Latents(small_pool)
     student: MiniModel = load_shipped()[0].to(DEVICE)
     student.transformer.requires_grad_(True)
+    recogniser = Recogniser(student, Heads(torch.ones(1, 384)).to(DEVICE), pool, latents)
 
     def first_losses(source: Asked) -> list[float]:
-        return [loss.item() for loss in islice(endless_walk(student, shipped, latents, pool, iter([source])), 4)]
+        return [loss.item() for loss in islice(endless_walk(recogniser, shipped, latents, pool, iter([source])), 4)]
 
     caption, edit = next(captions(pool)), next(changes(pool, NEW, told=True))
     monkeypatch.setattr(further, "PLAIN_SHARE", 1.0)
@@ -40,7 +42,7 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
     same = first_losses((caption[0], caption[1][:4], caption[2] and caption[2][:4]))
     assert max(same) < 1e-6
     assert min(first_losses((edit[0], edit[1][:4], edit[2] and edit[2][:4]))) > 0.03
-    loss = next(endless_walk(student, shipped, latents, pool, iter([edit])))
+    loss = next(endless_walk(recogniser, shipped, latents, pool, iter([edit])))
     loss.backward()  # type: ignore[no-untyped-call]
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.transformer.parameters())
 
@@ -53,7 +55,9 @@ def test_what_stays_goes_straight_and_what_is_all_but_bare_becomes_bare(
     monkeypatch.setattr(further, "walk", lambda _, goal, batch, **__: iter([goal(batch.target, (1.0, 0.0))]))
     caption: Asked = (SQUARE,), [Sample(0)] * 2, ["an apple on a red background"] * 2
     edit = next(changes(pool, NEW, told=True))
-    outcomes = [next(endless_walk(model, model, latents, pool, iter([source]))) for source in (caption, edit)]
+    recogniser = Recogniser(model, Heads(torch.ones(1, 384)), pool, latents)
+    monkeypatch.setattr(recogniser, "beside", lambda *_: 0.0)
+    outcomes = [next(endless_walk(recogniser, model, latents, pool, iter([source]))) for source in (caption, edit)]
     assert [set(outcome.flatten().tolist()) for outcome in outcomes] == [{4.0}, {1.0}], (
         "the red background; what it was"
     )

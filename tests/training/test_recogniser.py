@@ -1,0 +1,106 @@
+"""Check what is asked of the transformer's blocks beside its pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from openklein.engine.attention import attention
+from training.batches import Latents, Pool, rotary_of
+from training.distill import velocity_at
+from training.families import Sample
+from training.model import MiniModel
+from training.precision import DEVICE
+from training.recogniser import BLOCKS, MEANT_BESIDE, NAMED_BESIDE, Heads, Recogniser, Watch, held, name_features
+from training.scenes import SQUARE
+
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
+
+
+@pytest.fixture
+def model() -> MiniModel:
+    torch.manual_seed(0)
+    return MiniModel().to(DEVICE)
+
+
+def test_a_watch_sees_where_the_first_head_looks(model: MiniModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[tuple[Tensor, Tensor]] = []
+    real = attention
+
+    def note(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        looked.append((query, key))
+        return real(query, key, value)
+
+    monkeypatch.setattr("openklein.engine.transformer.attention", note)
+    watch, mask = Watch(model.transformer), torch.tensor([[1, 1, 1, 0]] * 2).bool()
+    image, times = torch.randn(2, 64, 128, device=DEVICE), torch.full((2,), 0.9, device=DEVICE)
+    out = model(image, torch.full((2, 4), 7), mask, times, rotary_of(4, SQUARE, ()))
+    assert out.shape == image.shape
+    query, key = (side[:, :, 0].float() for side in looked[BLOCKS - 1])
+    scores = query[:, 4:] @ key[:, :3].mT / 8
+    assert torch.allclose(watch.gaze(mask), scores.logsumexp(-1), atol=1e-4)
+
+
+def test_recognising_teaches_the_first_blocks_alone(
+    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, latents = with_samples(), Latents(small_pool)
+    heads = Heads(torch.randn(3, 384)).to(DEVICE)
+    recogniser = Recogniser(model, heads, pool, latents)
+    alone = recogniser.slots.alone[[0]]
+    monkeypatch.setattr(recogniser.slots, "rows", alone[:, :1].repeat(16, axis=1))
+    monkeypatch.setattr(recogniser.slots, "things", alone[:, 1])
+    losses = recogniser.losses()
+    assert set(losses) == {"named", "named_alone", "gaze", "meant"}
+    torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+    moved = [any(p.grad is not None for p in block.parameters()) for block in model.transformer.blocks]
+    assert moved == [True] * BLOCKS + [False] * (len(moved) - BLOCKS)
+
+
+def test_references_are_named_and_what_changes_of_them_is_told(
+    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool]
+) -> None:
+    pool, latents = with_samples(), Latents(small_pool)
+    heads = Heads(torch.zeros(3, 384)).to(DEVICE)
+    recogniser = Recogniser(model, heads, pool, latents)
+
+    def beside(sample: Sample) -> float:
+        shape = tuple(pool.scenes[i].grid for i in (sample.target, *sample.references))
+        draw = pool.draw(shape, [sample] * 2, ["any words"] * 2)
+        batch = latents.batch(draw)
+        velocity_at(model, batch, batch.target, 0.5)
+        return recogniser.beside(draw, batch).item()
+
+    torch.nn.init.zeros_(heads.meaning.weight)
+    named = NAMED_BESIDE * torch.tensor(3.0).log().item()  # all three are as likely
+    for certain, wrong in ((20.0, 0.0), (-20.0, MEANT_BESIDE * 20.0)):
+        torch.nn.init.constant_(heads.meaning.bias, certain)
+        assert beside(Sample(0)) == 0
+        assert beside(Sample(1, (0,), "background")) == pytest.approx(named + wrong, abs=1e-3), "all changes"
+        assert beside(Sample(0, (4,), "add")) == pytest.approx(wrong, abs=1e-3), "nothing to name"
+        assert beside(Sample(2, (0, 1), "row")) == pytest.approx(named, abs=1e-3), "joins change nothing"
+
+
+def test_what_is_made_of_captions_is_held(model: MiniModel) -> None:
+    other = MiniModel().to(DEVICE)
+    watches = [Watch(made.transformer) for made in (model, other)]
+    ids, mask = torch.full((2, 4), 7), torch.ones(2, 4, dtype=torch.bool)
+    for made in (model, other):
+        image = torch.ones(2, 64, 128, device=DEVICE) * torch.arange(64, device=DEVICE)[None, :, None]
+        made(image, ids, mask, torch.full((2,), 0.9, device=DEVICE), rotary_of(4, SQUARE, ()))
+    assert held(watches[0], watches[0], 4) == 0
+    assert held(watches[0], watches[1], 4) > 0.5
+
+
+def test_names_differ_in_every_direction(small_pool: Path, with_samples: Callable[..., Pool], model: MiniModel) -> None:
+    pool = with_samples()
+    concept = pool.concepts[0]
+    pool.concepts = [type(concept)(name, ()) for name in ("apple", "red apple", "bus", "fire engine", "dog")]
+    with torch.no_grad():
+        names = name_features(model, pool)
+    assert names.shape == (5, 384)
+    power = torch.linalg.svdvals(names)
+    assert power[3] > power[0] / 4
+    assert torch.allclose(names.mean(0), torch.zeros(384, device=DEVICE), atol=1e-4)
