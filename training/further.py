@@ -37,7 +37,7 @@ KNOWN = {  # and of what did
 CAPTIONS_WEIGHT = 3.0  # of their loss
 PLAIN_SHARE = 0.2  # of the prompts, in the plainest words; the others in any
 RECOGNISED_WEIGHT = 0.3
-RATE, MUON_RATE = 2e-4, 1.5e-3
+RATE, MUON_RATE = 1.5e-4, 5e-4
 
 
 def begin(work: Path) -> None:

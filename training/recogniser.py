@@ -7,7 +7,7 @@ from there to the words that name it, and what comes out tells that it is meant:
 there, so both have to be asked for.
 
 `python -m training.recogniser --work FOLDER --minutes 16` resumes FOLDER/recogniser, from the weights that ship:
-there only the first five blocks learn, and hold what they make of captions.
+there only the first five blocks learn, and hold what they make of captions, edits and joins.
 """
 
 import argparse
@@ -39,6 +39,7 @@ BLOCKS = 5  # that learn to
 AMONG_OTHERS, ALONE = 40, 16  # pictures of a batch
 GAZE_OFFSET = 3.0  # what a look scores by chance
 HELD_WEIGHT, MEANT_WEIGHT, ALONE_WEIGHT = 5.0, 10.0, 0.3
+HELD_SHARES = (0.2, 0.3, 0.35, 0.15)  # of plain captions, others, edits and joins
 NAMED_BESIDE, MEANT_BESIDE = 0.1, 0.3  # weights of both in the references of edits
 MUON_RATE, HEAD_RATE = 3e-3, 2e-3
 
@@ -168,21 +169,23 @@ def draw_level() -> float:
     return float(levels[int(torch.randint(KLEIN_MINI.steps, ()))])
 
 
-def captions(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, Tensor, float]]:
-    """Draw captions endlessly, with noisy pictures of what they tell, all at one noise level."""
-    pool.shares.copy_(torch.tensor((0.4, 0.6, 0.0, 0.0)))
+def shown_noisy(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, Tensor, float]]:
+    """Draw captions, edits and joins endlessly, with noisy pictures of their outcomes, all at one noise level."""
+    pool.shares.copy_(torch.tensor(HELD_SHARES))
     for draw in pool:
         batch, level = latents.batch(draw), draw_level()
         yield batch, torch.lerp(batch.target, torch.randn_like(batch.target), level), level
 
 
-def held(student: Watch, shipped: Watch, texts: int) -> Tensor:
-    """Compare what two transformers make of the same text and image tokens, relative to its variance."""
-    loss = torch.zeros((), device=DEVICE)
-    for part in (slice(0, texts), slice(texts, None)):
-        is_so, was = student.after[:, part].float(), shipped.after[:, part].float()
-        loss = loss + (is_so - was).square().mean() / (was - was.mean((0, 1))).square().mean()
-    return loss
+def held(student: Watch, shipped: Watch, batch: Batch) -> Tensor:
+    """Compare what two transformers make of a batch: of text, picture and references, each relative to its variance."""
+    lengths = [batch.ids.shape[1], batch.target.shape[1], batch.references.shape[1]]
+    losses = [
+        (is_so - was).square().mean() / (was - was.mean((0, 1))).square().mean()
+        for is_so, was in zip(*(torch.split(w.after.float(), lengths, dim=1) for w in (student, shipped)), strict=True)
+        if was.shape[1]
+    ]
+    return torch.stack(losses).sum()
 
 
 def train(work: Path, minutes: float) -> None:
@@ -204,16 +207,16 @@ def train(work: Path, minutes: float) -> None:
     recogniser, before = Recogniser(student, heads, pool, latents), Watch(shipped.transformer)
     for model in (student, shipped):
         compile_blocks(model)
-    told = captions(pool, latents)
+    shown = shown_noisy(pool, latents)
     for _ in run:
         scale = run.learning_rate_scale(warmup=20, decay_from=0.5)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * scale, HEAD_RATE * scale
         losses = recogniser.losses()
         weigh(losses).backward()  # type: ignore[no-untyped-call]
-        batch, noisy, level = next(told)
+        batch, noisy, level = next(shown)
         for model in (student, shipped):
             velocity_at(model, batch, noisy, level)
-        losses["held"] = held(recogniser.watch, before, batch.ids.shape[1])
+        losses["held"] = held(recogniser.watch, before, batch)
         (HELD_WEIGHT * losses["held"]).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(matrices, 1.0)
         for optimizer in (muon, adam):

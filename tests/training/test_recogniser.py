@@ -1,6 +1,8 @@
 """Check what is asked of the transformer's blocks beside its pictures."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -8,12 +10,22 @@ import torch
 from torch import Tensor
 
 from openklein.engine.attention import attention
-from training.batches import Latents, Pool, rotary_of
+from training.batches import Batch, Latents, Pool, rotary_of
 from training.distill import velocity_at
 from training.families import Sample
 from training.model import MiniModel
 from training.precision import DEVICE
-from training.recogniser import BLOCKS, MEANT_BESIDE, NAMED_BESIDE, Heads, Recogniser, Watch, held, name_features
+from training.recogniser import (
+    BLOCKS,
+    MEANT_BESIDE,
+    NAMED_BESIDE,
+    Heads,
+    Recogniser,
+    Watch,
+    held,
+    name_features,
+    shown_noisy,
+)
 from training.scenes import SQUARE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -83,15 +95,31 @@ def test_references_are_named_and_what_changes_of_them_is_told(
         assert beside(Sample(2, (0, 1), "row")) == pytest.approx(named, abs=1e-3), "joins change nothing"
 
 
-def test_what_is_made_of_captions_is_held(model: MiniModel) -> None:
-    other = MiniModel().to(DEVICE)
+def test_what_is_made_of_captions_and_edits_is_held(
+    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool]
+) -> None:
+    pool, latents, other = with_samples(), Latents(small_pool), deepcopy(model)
+    torch.nn.init.normal_(other.transformer.x_embedder.weight)
     watches = [Watch(made.transformer) for made in (model, other)]
-    ids, mask = torch.full((2, 4), 7), torch.ones(2, 4, dtype=torch.bool)
-    for made in (model, other):
-        image = torch.ones(2, 64, 128, device=DEVICE) * torch.arange(64, device=DEVICE)[None, :, None]
-        made(image, ids, mask, torch.full((2,), 0.9, device=DEVICE), rotary_of(4, SQUARE, ()))
-    assert held(watches[0], watches[0], 4) == 0
-    assert held(watches[0], watches[1], 4) > 0.5
+    kinds = set()
+    for batch, noisy, level in islice(shown_noisy(pool, latents), 12):
+        kinds.add(len(batch.reference_grids))
+        for made in (model, other):
+            velocity_at(made, batch, noisy, level)
+        assert held(watches[0], watches[0], batch) == 0
+        assert held(watches[0], watches[1], batch) > 0.5
+    assert kinds == {0, 1, 2}
+
+
+def test_references_count_as_much_as_pictures_and_texts(model: MiniModel) -> None:
+    one, other = Watch(model.transformer), Watch(model.transformer)
+    batch = Batch(torch.zeros(1, 4, 8), torch.zeros(1, 6, 8), torch.zeros(1, 2), torch.ones(1, 2), (2, 2), ((2, 3),))
+    for part, begin, end in (("text", 0, 2), ("picture", 2, 6), ("references", 6, 12)):
+        one.after, other.after = torch.zeros(1, 12, 8), torch.randn(1, 12, 8)
+        one.after[:] = other.after
+        assert held(one, other, batch) == 0
+        one.after[:, begin:end] = other.after[:, begin:end].mean((0, 1))
+        assert held(one, other, batch) == pytest.approx(1.0), part
 
 
 def test_names_differ_in_every_direction(small_pool: Path, with_samples: Callable[..., Pool], model: MiniModel) -> None:
