@@ -18,11 +18,11 @@ NOTHING = -1
 
 
 def shown_things(pool: Pool) -> NDArray[np.int64]:
-    """Tell for every token of the pool's plain squares which thing it shows, if any."""
+    """Tell for every token of the pool's upright squares which thing it shows, if any."""
     shown = np.full(pool.starts[-1], NOTHING)
     middles = (np.arange(SQUARE[0]) + 0.5) / SQUARE[0]
     for start, scene in zip(pool.starts, pool.scenes, strict=False):
-        if is_plain(scene):
+        if is_upright(scene):
             picture = shown[start : start + SQUARE[0] * SQUARE[1]].reshape(SQUARE)
             for thing in scene.things:
                 down, right = (np.abs(middles - middle) < thing.size / 2 for middle in (thing.y, thing.x))
@@ -30,7 +30,7 @@ def shown_things(pool: Pool) -> NDArray[np.int64]:
     return shown
 
 
-def is_plain(scene: Scene) -> bool:
+def is_upright(scene: Scene) -> bool:
     """Tell whether a scene is an upright square whose things keep their looks."""
     return scene.grid == SQUARE and not scene.quarter_turns and scene.tone != "outline"
 
@@ -64,13 +64,13 @@ class Slots:
         slots: list[tuple[int, int]] = []  # where it begins, and what it shows
         alone: list[tuple[int, int]] = []
         for start, scene in zip(pool.starts, pool.scenes, strict=False):
-            for thing in scene.things if is_plain(scene) else ():
+            for thing in scene.things if is_upright(scene) else ():
                 if (corner := slot_of(thing)) is not None:
                     slots.append((start + corner[0] * SQUARE[1] + corner[1], thing.concept))
                 elif thing.size >= POSED_SIZE and len(scene.things) == 1:
                     alone.append((start, thing.concept))
-        self.starts, self.things = np.array(slots, np.int64).reshape(-1, 2).T
-        self.rows = self.starts[:, None] + within
+        starts, self.things = np.array(slots, np.int64).reshape(-1, 2).T
+        self.rows = starts[:, None] + within
         self.alone = np.array(alone, np.int64).reshape(-1, 2)
 
     def draw(self, among_others: int, alone: int) -> Shown:

@@ -1,4 +1,4 @@
-"""A pool of four pictures and two backgrounds."""
+"""A pool of four pictures and two backgrounds, and a model of random weights."""
 
 import json
 from collections.abc import Callable, Collection
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from training import data
 from training.batches import Pool
 from training.families import Sample
-from training.model import SHIPPED
+from training.model import SHIPPED, MiniModel
+from training.precision import DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 
 WIDE = (6, 11)
@@ -19,6 +21,13 @@ RED = Scene((Thing(0, 0, POSED_SIZE),), "red", SQUARE)
 SCENES = [RED, replace(RED, background="blue"), replace(RED, grid=WIDE), RED.mirror()]
 SCENES += [Scene((), background, SQUARE) for background in ("red", "blue")]
 SAMPLES = [Sample(0), Sample(2), Sample(1, (0,), "background"), Sample(3, (0,), "mirror"), Sample(2, (0, 1), "row")]
+
+
+@pytest.fixture
+def model() -> MiniModel:
+    """Draw a model's weights at random, the same each time."""
+    torch.manual_seed(0)
+    return MiniModel().to(DEVICE).eval()
 
 
 @pytest.fixture

@@ -32,12 +32,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
 
 @pytest.fixture
-def model() -> MiniModel:
-    torch.manual_seed(0)
-    return MiniModel().eval()
-
-
-@pytest.fixture
 def batch() -> Batch:
     torch.manual_seed(1)
     ids = torch.tensor([[5, 6, 7], [8, 9, 10]])

@@ -31,12 +31,6 @@ from training.scenes import SQUARE
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
 
-@pytest.fixture
-def model() -> MiniModel:
-    torch.manual_seed(0)
-    return MiniModel().to(DEVICE)
-
-
 def test_a_watch_sees_where_the_first_head_looks(model: MiniModel, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[tuple[Tensor, Tensor]] = []
     real = attention
