@@ -28,16 +28,18 @@ from training.muon import Muon
 from training.precision import DEVICE
 from training.recogniser import Recogniser, load_heads, weigh
 
-HARD = {"remove": 0.6, "row": 0.2, "skin": 0.2}  # shares of what seldom came right,
+HARD = {"remove": 0.5, "row": 0.3, "skin": 0.2}  # shares of what seldom came right,
 KNOWN = {  # and of what did
     "recolour": 0.25, "background": 0.22, "mirror": 0.12, "greyscale": 0.1, "rotate": 0.06, "darken": 0.04,
     "invert": 0.04, "outline": 0.04, "brighten": 0.04, "resize": 0.04, "move": 0.04, "insert": 0.03, "grid": 0.03,
     "stack": 0.02, "place": 0.02,
 }  # fmt: skip
-CAPTIONS_WEIGHT = 3.0  # of their loss
+CAPTIONS_WEIGHT = 5.0  # of their loss
+MEANING = ("new", "hard")  # that seldom change the whole picture
 PLAIN_SHARE = 0.2  # of the prompts, in the plainest words; the others in any
-RECOGNISED_WEIGHT = 0.3
-RATE, MUON_RATE = 1.5e-4, 5e-4
+AMONG_OTHERS, ALONE, RECOGNISED_WEIGHT = 24, 8, 0.1  # pictures of a step, and what recognising them counts
+RATE, MUON_RATE = 1.5e-4, 1e-3
+PULL = 1e-3  # of the way back to the shipped weights, each step: what no loss needs is as it was
 
 
 def begin(work: Path) -> None:
@@ -70,6 +72,8 @@ def train_edits(work: Path, minutes: float) -> None:
     torch.manual_seed(run.step)
     for model in (student, shipped):
         compile_blocks(model)
+    learning: list[Tensor] = list(student.transformer.parameters())
+    shipped_weights: list[Tensor] = list(shipped.transformer.parameters())
     sources = {
         "captions": captions(pool),
         "new": changes(pool, NEW, told=True),
@@ -77,21 +81,23 @@ def train_edits(work: Path, minutes: float) -> None:
         "known": changes(pool, KNOWN),
     }
     walks = {  # each at another noise level
-        name: islice(endless_walk(recogniser, shipped, latents, pool, source), ahead, None)
+        name: islice(endless_walk(recogniser, shipped, latents, pool, source, name in MEANING), ahead, None)
         for ahead, (name, source) in enumerate(sources.items())
     }
     for _ in run:
         scale = run.learning_rate_scale(warmup=30, decay_from=0.1)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * scale, RATE * scale
-        recognised = recogniser.losses()
+        recognised = recogniser.losses(AMONG_OTHERS, ALONE)
         losses = {name: next(walk) for name, walk in walks.items()}
         loss = sum(losses.values(), (CAPTIONS_WEIGHT - 1) * losses["captions"])
         loss = loss + RECOGNISED_WEIGHT * weigh(recognised)
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(student.transformer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learning, 1.0)
         for optimizer in (muon, adam):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(learning, shipped_weights, PULL * scale)
         average.update(student)
         run.record(loss=loss, **losses, **recognised)
     assert isinstance(average.module, MiniModel)
@@ -99,12 +105,13 @@ def train_edits(work: Path, minutes: float) -> None:
 
 
 def endless_walk(
-    recogniser: Recogniser, shipped: MiniModel, latents: Latents, pool: Pool, source: Iterator[Asked]
+    recogniser: Recogniser, shipped: MiniModel, latents: Latents, pool: Pool, source: Iterator[Asked], is_meaning: bool
 ) -> Iterator[Tensor]:
-    """Walk from noise to what is asked for, again and again; give the loss at each noise level, and of recognising.
+    """Walk from noise to what is asked for, again and again; give the loss at each noise level.
 
-    Where a caption tells the outcome, what the shipped model draws from it is the goal: something new can be drawn in
-    many ways, whose mean would be a blur. Where that is next to nothing, the bare background is.
+    Of edits that mean some of what they are shown, that is recognised as well. Where a caption tells the outcome, what
+    the shipped model draws from it is the goal: something new can be drawn in many ways, whose mean would be a blur.
+    Where that is next to nothing, the bare background is.
     """
     for shape, samples, told in source:
         pairs = zip(samples, word_plainly(pool, samples), strict=True)
@@ -117,7 +124,7 @@ def endless_walk(
             if batch.reference_grids:
                 goal = renewed(batch, goal)
         for loss in walk(recogniser.model, goal, batch, follow_student=bool(pool.rng.random() < 0.5)):
-            yield loss + recogniser.beside(draw, batch)
+            yield loss + recogniser.beside(draw, batch) if is_meaning else loss
 
 
 def captions(pool: Pool) -> Iterator[Asked]:

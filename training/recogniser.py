@@ -6,8 +6,8 @@ token of a reference shows, by its likeness to that name's text features. In the
 from there to the words that name it, and what comes out tells that it is meant: neither pays before the other is
 there, so both have to be asked for.
 
-`python -m training.recogniser --work FOLDER --minutes 16` resumes FOLDER/recogniser, from the weights that ship:
-there only the first five blocks learn, and hold what they make of captions, edits and joins.
+`python -m training.recogniser --work FOLDER --minutes 45` resumes FOLDER/recogniser, from the weights that ship:
+there only the first five blocks learn, names first, and hold what they make of captions, edits and joins.
 """
 
 import argparse
@@ -36,9 +36,10 @@ from training.scenes import SQUARE
 from training.slots import NOTHING, Slots, shown_things
 
 BLOCKS = 5  # that learn to
-AMONG_OTHERS, ALONE = 40, 16  # pictures of a batch
+AMONG_OTHERS, ALONE = 40, 16  # pictures of a step
 GAZE_OFFSET = 3.0  # what a look scores by chance
-HELD_WEIGHT, MEANT_WEIGHT, ALONE_WEIGHT = 5.0, 10.0, 0.3
+HELD_WEIGHT, MEANT_WEIGHT, ALONE_WEIGHT = 10.0, 10.0, 0.3
+MEANT_FROM = 0.35  # of the run is over: naming starts faster by itself
 HELD_SHARES = (0.2, 0.3, 0.35, 0.15)  # of plain captions, others, edits and joins
 NAMED_BESIDE, MEANT_BESIDE = 0.1, 0.3  # weights of both in the references of edits
 MUON_RATE, HEAD_RATE = 3e-3, 2e-3
@@ -122,9 +123,9 @@ class Recogniser:
         self.pool, self.slots = pool, Slots(pool, latents)
         self.shown = torch.from_numpy(shown_things(pool))
 
-    def losses(self) -> dict[str, Tensor]:
-        """Show things in slots and alone, in references to nothing: name them, and look at what is meant."""
-        shown = self.slots.draw(BATCH_SCALE * AMONG_OTHERS, BATCH_SCALE * ALONE)
+    def losses(self, among_others: int, alone: int) -> dict[str, Tensor]:
+        """Show so many things in slots and alone, in references to nothing: name them, look at what is meant."""
+        shown = self.slots.draw(BATCH_SCALE * among_others, BATCH_SCALE * alone)
         ids, mask = self.pool.tokenizer.encode(shown.prompts)
         batch = Batch(shown.tokens[:, :0], shown.tokens, ids, mask, (0, 0), (SQUARE,))
         velocity_at(self.model, batch, batch.target, draw_level())
@@ -158,9 +159,9 @@ class Recogniser:
         return loss
 
 
-def weigh(losses: dict[str, Tensor]) -> Tensor:
+def weigh(losses: dict[str, Tensor], meant_weight: float = MEANT_WEIGHT) -> Tensor:
     """Sum up what is to be recognised."""
-    return losses["named"] + ALONE_WEIGHT * losses["named_alone"] + MEANT_WEIGHT * (losses["gaze"] + losses["meant"])
+    return losses["named"] + ALONE_WEIGHT * losses["named_alone"] + meant_weight * (losses["gaze"] + losses["meant"])
 
 
 def draw_level() -> float:
@@ -209,10 +210,11 @@ def train(work: Path, minutes: float) -> None:
         compile_blocks(model)
     shown = shown_noisy(pool, latents)
     for _ in run:
-        scale = run.learning_rate_scale(warmup=20, decay_from=0.5)
+        scale = run.learning_rate_scale(warmup=20, decay_from=0.7)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_RATE * scale, HEAD_RATE * scale
-        losses = recogniser.losses()
-        weigh(losses).backward()  # type: ignore[no-untyped-call]
+        losses = recogniser.losses(AMONG_OTHERS, ALONE)
+        recognised = weigh(losses, MEANT_WEIGHT if run.progress >= MEANT_FROM else 0.0)
+        recognised.backward()  # type: ignore[no-untyped-call]
         batch, noisy, level = next(shown)
         for model in (student, shipped):
             velocity_at(model, batch, noisy, level)
@@ -223,7 +225,7 @@ def train(work: Path, minutes: float) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(student)
-        run.record(loss=weigh(losses), **losses)
+        run.record(loss=recognised, **losses)
 
 
 def load_heads(work: Path) -> Heads:
@@ -237,6 +239,6 @@ def load_heads(work: Path) -> Heads:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder of training.pool")
-    parser.add_argument("--minutes", type=float, default=16)
+    parser.add_argument("--minutes", type=float, default=45)
     arguments = parser.parse_args()
     train(arguments.work, arguments.minutes)

@@ -34,7 +34,8 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
     recogniser = Recogniser(student, Heads(torch.ones(1, 384)).to(DEVICE), pool, latents)
 
     def first_losses(source: Asked) -> list[float]:
-        return [loss.item() for loss in islice(endless_walk(recogniser, shipped, latents, pool, iter([source])), 4)]
+        walk = endless_walk(recogniser, shipped, latents, pool, iter([source]), False)
+        return [loss.item() for loss in islice(walk, 4)]
 
     caption, edit = next(captions(pool)), next(changes(pool, NEW, told=True))
     monkeypatch.setattr(further, "PLAIN_SHARE", 1.0)
@@ -42,7 +43,7 @@ def test_a_model_that_draws_as_told_has_nothing_to_learn(
     same = first_losses((caption[0], caption[1][:4], caption[2] and caption[2][:4]))
     assert max(same) < 1e-6
     assert min(first_losses((edit[0], edit[1][:4], edit[2] and edit[2][:4]))) > 0.03
-    loss = next(endless_walk(recogniser, shipped, latents, pool, iter([edit])))
+    loss = next(endless_walk(recogniser, shipped, latents, pool, iter([edit]), True))
     loss.backward()  # type: ignore[no-untyped-call]
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.transformer.parameters())
 
@@ -56,8 +57,11 @@ def test_what_stays_goes_straight_and_what_is_all_but_bare_becomes_bare(
     caption: Asked = (SQUARE,), [Sample(0)] * 2, ["an apple on a red background"] * 2
     edit = next(changes(pool, NEW, told=True))
     recogniser = Recogniser(model, Heads(torch.ones(1, 384)), pool, latents)
-    monkeypatch.setattr(recogniser, "beside", lambda *_: 0.0)
-    outcomes = [next(endless_walk(recogniser, model, latents, pool, iter([source]))) for source in (caption, edit)]
-    assert [set(outcome.flatten().tolist()) for outcome in outcomes] == [{4.0}, {1.0}], (
-        "the red background; what it was"
-    )
+    monkeypatch.setattr(recogniser, "beside", lambda *_: 0.5)
+    for is_meaning, more in ((False, 0.0), (True, 0.5)):
+        outcomes = [
+            next(endless_walk(recogniser, model, latents, pool, iter([source]), is_meaning)).flatten().tolist()
+            for source in (caption, edit)
+        ]
+        assert set(outcomes[0]) == {4.0 + more}, "the red background"
+        assert set(outcomes[1]) == {1.0 + more}, "what it was"

@@ -58,7 +58,7 @@ def test_recognising_teaches_the_first_blocks_alone(
     alone = recogniser.slots.alone[[0]]
     monkeypatch.setattr(recogniser.slots, "rows", alone[:, :1].repeat(16, axis=1))
     monkeypatch.setattr(recogniser.slots, "things", alone[:, 1])
-    losses = recogniser.losses()
+    losses = recogniser.losses(3, 2)
     assert set(losses) == {"named", "named_alone", "gaze", "meant"}
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     moved = [any(p.grad is not None for p in block.parameters()) for block in model.transformer.blocks]
