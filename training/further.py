@@ -35,7 +35,7 @@ KNOWN = {  # and of what did
     "stack": 0.02, "place": 0.02,
 }  # fmt: skip
 CAPTIONS_WEIGHT = 5.0  # of their loss
-MEANING = ("new", "hard")  # that seldom change the whole picture
+MEANING = ("new", "hard")  # a thing: of known edits, what changes is seldom what a prompt names
 PLAIN_SHARE = 0.2  # of the prompts, in the plainest words; the others in any
 AMONG_OTHERS, ALONE, RECOGNISED_WEIGHT = 24, 8, 0.1  # pictures of a step, and what recognising them counts
 RATE, MUON_RATE = 1.5e-4, 1e-3

@@ -16,8 +16,10 @@ from training.families import Sample
 from training.model import MiniModel
 from training.precision import DEVICE
 from training.recogniser import (
+    ALONE_WEIGHT,
     BLOCKS,
     MEANT_BESIDE,
+    MEANT_WEIGHT,
     NAMED_BESIDE,
     Heads,
     Recogniser,
@@ -25,6 +27,7 @@ from training.recogniser import (
     held,
     name_features,
     shown_noisy,
+    weigh,
 )
 from training.scenes import SQUARE
 
@@ -60,9 +63,17 @@ def test_recognising_teaches_the_first_blocks_alone(
     monkeypatch.setattr(recogniser.slots, "things", alone[:, 1])
     losses = recogniser.losses(3, 2)
     assert set(losses) == {"named", "named_alone", "gaze", "meant"}
+    assert len(recogniser.watch.after) == 3 + 2
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
     moved = [any(p.grad is not None for p in block.parameters()) for block in model.transformer.blocks]
     assert moved == [True] * BLOCKS + [False] * (len(moved) - BLOCKS)
+
+
+def test_names_can_count_alone() -> None:
+    losses = {name: torch.tensor(value) for name, value in (("named", 1.0), ("named_alone", 2.0))}
+    losses |= {name: torch.tensor(1.0) for name in ("gaze", "meant")}
+    assert weigh(losses, 0.0) == 1.0 + 2.0 * ALONE_WEIGHT
+    assert weigh(losses) - weigh(losses, 0.0) == pytest.approx(2 * MEANT_WEIGHT)
 
 
 def test_references_are_named_and_what_changes_of_them_is_told(
