@@ -38,7 +38,7 @@ CAPTIONS_WEIGHT = 5.0  # of their loss
 MEANING = ("new", "hard")  # a thing: of known edits, what changes is seldom what a prompt names
 PLAIN_SHARE = 0.2  # of the prompts, in the plainest words; the others in any
 AMONG_OTHERS, ALONE, RECOGNISED_WEIGHT = 24, 8, 0.1  # pictures of a step, and what recognising them counts
-RATE, MUON_RATE = 1.5e-4, 1e-3
+RATE, MUON_RATE = 1.5e-4, 7e-4
 PULL = 1e-3  # of the way back to the shipped weights, each step: what no loss needs is as it was
 
 
