@@ -241,10 +241,9 @@ def is_told(scene: Scene) -> bool:
     return False
 
 
-def bare_of(pool: Pool, latents: Latents, samples: Sequence[Sample]) -> Tensor:
-    """Take the bare backgrounds (B, N, C) of samples whose outcomes are square."""
-    scenes = [pool.bare[pool.scenes[sample.target].background] for sample in samples]
-    return latents.picture(torch.from_numpy(pool.starts[scenes]), SQUARE)
+def bare(pool: Pool, latents: Latents, backgrounds: Sequence[str]) -> Tensor:
+    """Take pictures of backgrounds with nothing on them (B, N, C), square."""
+    return latents.picture(torch.from_numpy(pool.starts[[pool.bare[background] for background in backgrounds]]), SQUARE)
 
 
 def word_plainly(pool: Pool, samples: Sequence[Sample]) -> list[str]:

@@ -35,7 +35,7 @@ NEW = {  # shares of edits that draw something new
     "restyle": 0.35, "replace": 0.35, "add": 0.17, "expression": 0.1, "style": 0.03,
 }  # fmt: skip
 NEW_SHARE = 0.25  # of the walks
-CHANGED, BARE = 0.1, 0.02  # mean squares by which a token shows something else, and more than the background
+CHANGED = 0.1  # mean square by which a token shows something else
 BATCH = 16
 Goal = Callable[[Tensor, Sequence[float]], Tensor]  # of tokens and the noise levels on the way there
 
@@ -99,18 +99,6 @@ def differs(batch: Batch) -> Tensor:
     return (batch.target - before).square().mean(-1, keepdim=True) > CHANGED
 
 
-def cleared(bare: Tensor, goal: Goal) -> Goal:
-    """Go to a goal, but straight to the bare background (B, N, C) wherever it leads to little else."""
-
-    def clear(tokens: Tensor, levels: Sequence[float]) -> Tensor:
-        outcome = goal(tokens, levels)
-        end = outcome + (outcome - tokens) * levels[-1] / (levels[0] - levels[-1])
-        differs = (end - bare).square().mean(-1, keepdim=True) > BARE
-        return torch.where(differs, outcome, torch.lerp(bare, tokens, levels[-1] / levels[0]))
-
-    return clear
-
-
 def guided(model: MiniModel, batch: Batch, pool: Pool) -> Goal:
     """Guide the model away from what it draws without a caption."""
     ids, mask = pool.tokenizer.encode([""] * len(batch.ids))
@@ -138,11 +126,14 @@ def walk(
     levels = sigmas(tokens.shape[1], KLEIN_MINI.steps)
     for (here, there), count in zip(pairwise(levels), substeps, strict=True):
         outcome = goal(tokens, np.linspace(here, there, count + 1).tolist())
-        # as a float32 pipeline gives the noise level, and as a bfloat16 pipeline rounds it
-        shown = here if torch.rand(()) < 0.5 else (1000 * torch.tensor(here).bfloat16()).item() / 1000
-        velocity = velocity_at(student, batch, tokens, shown)
+        velocity = velocity_at(student, batch, tokens, rounded(here))
         yield F.mse_loss(velocity, (outcome - tokens) / (there - here))
         tokens = tokens + (there - here) * velocity.detach() if follow_student else outcome
+
+
+def rounded(sigma: float) -> float:
+    """Give a noise level as a float32 pipeline does, or as a bfloat16 pipeline rounds it, as often."""
+    return sigma if torch.rand(()) < 0.5 else (1000 * torch.tensor(sigma).bfloat16()).item() / 1000
 
 
 def descend(student: MiniModel, losses: Iterator[Tensor], optimizer: torch.optim.Optimizer) -> Tensor:

@@ -13,7 +13,7 @@ from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.tokens import image_ids, reference_ids, text_ids
 from openklein.engine.transformer import FlowTransformer
 from tests.training.conftest import SAMPLES, WIDE
-from training.batches import KINDS, Latents, Pool, bare_of, changes, from_captions, is_told, rotary_of
+from training.batches import KINDS, Latents, Pool, bare, changes, from_captions, is_told, rotary_of
 from training.distill import NEW
 from training.families import Sample
 from training.further import KNOWN
@@ -92,10 +92,10 @@ def test_what_is_told_by_a_caption_is_not_drawn_elsewhere(with_samples: Callable
     assert drawn == {"background", "mirror", "replace"}
 
 
-def test_behind_an_outcome_is_its_background(small_pool: Path) -> None:
-    bare = bare_of(Pool(small_pool), Latents(small_pool), [SAMPLES[2], SAMPLES[0]])
-    assert bare.shape == (2, 64, 128)
-    assert bare[:, 0, 0].tolist() == [5, 4]
+def test_a_bare_background_shows_nothing_else(small_pool: Path) -> None:
+    behind = bare(Pool(small_pool), Latents(small_pool), ["blue", "red"])
+    assert behind.shape == (2, 64, 128)
+    assert behind[:, 0, 0].tolist() == [5, 4]
 
 
 def test_an_outcome_told_by_a_caption_needs_no_reference(small_pool: Path) -> None:

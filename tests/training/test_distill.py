@@ -12,10 +12,8 @@ from torch import Tensor
 from training import distill
 from training.batches import Batch, Latents, Pool
 from training.distill import (
-    BARE,
     NEW,
     Goal,
-    cleared,
     descend,
     goals,
     guided,
@@ -54,14 +52,6 @@ def test_only_what_differs_is_drawn_anew(model: MiniModel, batch: Batch) -> None
     noise, levels = torch.randn_like(batch.target), (0.8, 0.4)
     outcome = renewed(edit, lambda tokens, _: -tokens)(noise, levels)
     torch.testing.assert_close(outcome, torch.where(new, -noise, 0.5 * (batch.target + noise)))
-
-
-def test_what_is_all_but_bare_becomes_bare(batch: Batch) -> None:
-    noise, levels = torch.randn_like(batch.target), (0.8, 0.6, 0.4)
-    near = torch.tensor([True, False, False, True])[:, None]
-    bare = torch.where(near, batch.target + 0.9 * BARE**0.5, batch.target + 1.1 * BARE**0.5)
-    outcome = cleared(bare, partial(straight, batch))(noise, levels)
-    torch.testing.assert_close(outcome, torch.where(near, 0.5 * (bare + noise), 0.5 * (batch.target + noise)))
 
 
 def test_known_ways_are_those_of_the_model(model: MiniModel, batch: Batch) -> None:

@@ -1,6 +1,7 @@
-"""Check what is asked for, and what it is held to, when the weights that ship learn edits in any words."""
+"""Check what is asked for, what is looked at, and what is held, when the weights that ship are shown to a critic."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -8,60 +9,86 @@ import pytest
 import torch
 
 from training import further
-from training.batches import Asked, Latents, Pool, changes
-from training.distill import NEW
-from training.families import Sample
-from training.further import captions, endless_walk
+from training.batches import Latents, Pool, bare
+from training.critic import Critic
+from training.data import STYLES, is_held_out
+from training.families import counted, shown_styles
+from training.further import Scenes, ask, caption_losses, draw, edit_walk
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
-from training.recogniser import Heads, Recogniser
-from training.scenes import SQUARE
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, halved
+
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
 
-def test_captions_are_told_in_their_plainest_words(with_samples: Callable[..., Pool]) -> None:
-    for _, samples, told in islice(captions(with_samples()), 20):
-        assert told == ["an apple on a red background"] * len(samples)
+@pytest.fixture
+def scenes(with_samples: Callable[..., Pool]) -> Scenes:
+    pool = with_samples()
+    concept = pool.concepts[0]
+    pool.concepts = [type(concept)(name, ()) for name in ("apple", "bus", "cat", "dog", "owl")]
+    return Scenes(pool)
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
-def test_a_model_that_draws_as_told_has_nothing_to_learn(
-    small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+def test_captions_tell_of_one_thing_of_two_and_of_several_alike(scenes: Scenes) -> None:
+    drawn = [scenes.draw() for _ in range(300)]
+    alone = [scene for scene in drawn if len(scene.things) == 1]
+    assert 0.25 < len(alone) / 300 < 0.5
+    assert max(len(scene.things) for scene in drawn) == 4
+    for scene in drawn:
+        for thing in scene.things:
+            assert thing.style in shown_styles(scenes.pool.concepts[thing.concept])
+    names = {(thing.concept, thing.style) for scene in drawn for thing in scene.things}
+    assert not any(is_held_out(scenes.pool.concepts[c].label, list(STYLES)[s]) for c, s in names)
+
+
+def test_of_several_alike_one_is_looked_at_and_of_what_covers_another_the_upper(scenes: Scenes) -> None:
+    one, two = Thing(0, 0, POSED_SIZE), Thing(1, 0, POSED_SIZE)
+    assert scenes.look_at(3, Scene((one,), "red", SQUARE)) == [(3, one)]
+    alike = counted(one, 3, "red")
+    seen = {view for _ in range(40) for view in scenes.look_at(0, alike)}
+    assert len(scenes.look_at(0, alike)) == 1
+    assert {thing for _, thing in seen} == set(alike.things)
+    before = halved(two, down=0.5)
+    assert scenes.look_at(0, Scene((one, before), "red", SQUARE)) == [(0, before)]
+
+
+def test_losses_are_of_what_is_drawn_and_go_back_through_every_step(
+    scenes: Scenes, small_pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = with_samples(Sample(1, (0,), "restyle"))
-    shipped, latents = load_shipped()[0].to(DEVICE).requires_grad_(False), Latents(small_pool)
+    monkeypatch.setattr(further, "DRAWN", 4)
+    monkeypatch.setattr(further, "draw_background", lambda _: "blue")
+    monkeypatch.setattr(further, "ALONE", 1.0)
+    monkeypatch.setattr(further, "rounded", lambda sigma: sigma)
+    shipped = load_shipped()[0].to(DEVICE).requires_grad_(False)
     student: MiniModel = load_shipped()[0].to(DEVICE)
     student.transformer.requires_grad_(True)
-    recogniser = Recogniser(student, Heads(torch.ones(1, 384)).to(DEVICE), pool, latents)
+    critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
+    asked, generator = ask(scenes), torch.Generator(DEVICE).manual_seed(0)
+    assert len(asked.batch.target) == len(asked.views) == 4
+    assert bool(asked.alone.all())
+    behind = bare(scenes.pool, Latents(small_pool), asked.backgrounds[:2])
+    losses = caption_losses(student, shipped, critic, asked, behind, generator)
+    assert losses["sure"] < 1e-6, "the same model"
+    assert losses["bare"] == 0, "no picture is near a background of fives"
+    assert 0 < losses["named"] < 5
+    losses["named"].backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.transformer.blocks[0].parameters())
+    with torch.no_grad():
+        drawn = draw(shipped, replace(asked.batch, target=asked.batch.target[:4]))
+        near = caption_losses(shipped, shipped, critic, asked, drawn[:2] + 0.1, generator)
+    assert near["bare"].item() == pytest.approx(0.01, abs=1e-4)
+    assert near["sure"] == 0, "what is bare is held to the background alone"
 
-    def first_losses(source: Asked) -> list[float]:
-        walk = endless_walk(recogniser, shipped, latents, pool, iter([source]), False)
-        return [loss.item() for loss in islice(walk, 4)]
 
-    caption, edit = next(captions(pool)), next(changes(pool, NEW, told=True))
-    monkeypatch.setattr(further, "PLAIN_SHARE", 1.0)
-    monkeypatch.setattr(torch, "rand", lambda _: 0.0)  # the noise level as it is, not rounded
-    same = first_losses((caption[0], caption[1][:4], caption[2] and caption[2][:4]))
-    assert max(same) < 1e-6
-    assert min(first_losses((edit[0], edit[1][:4], edit[2] and edit[2][:4]))) > 0.03
-    loss = next(endless_walk(recogniser, shipped, latents, pool, iter([edit]), True))
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in student.transformer.parameters())
-
-
-def test_what_stays_goes_straight_and_what_is_all_but_bare_becomes_bare(
-    small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+def test_edits_are_held_to_what_they_were_and_known_ones_to_their_outcomes(
+    small_pool: Path, with_samples: Callable[..., Pool]
 ) -> None:
-    pool, latents, model = with_samples(Sample(1, (1,), "restyle")), Latents(small_pool), MiniModel()
-    monkeypatch.setattr(further, "known", lambda *_: lambda tokens, _: torch.full_like(tokens, 4.1))
-    monkeypatch.setattr(further, "walk", lambda _, goal, batch, **__: iter([goal(batch.target, (1.0, 0.0))]))
-    caption: Asked = (SQUARE,), [Sample(0)] * 2, ["an apple on a red background"] * 2
-    edit = next(changes(pool, NEW, told=True))
-    recogniser = Recogniser(model, Heads(torch.ones(1, 384)), pool, latents)
-    monkeypatch.setattr(recogniser, "beside", lambda *_: 0.5)
-    for is_meaning, more in ((False, 0.0), (True, 0.5)):
-        outcomes = [
-            next(endless_walk(recogniser, model, latents, pool, iter([source]), is_meaning)).flatten().tolist()
-            for source in (caption, edit)
-        ]
-        assert set(outcomes[0]) == {4.0 + more}, "the red background"
-        assert set(outcomes[1]) == {1.0 + more}, "what it was"
+    pool, latents = with_samples(), Latents(small_pool)
+    shipped = load_shipped()[0].to(DEVICE).requires_grad_(False)
+    other: MiniModel = load_shipped()[0].to(DEVICE).requires_grad_(False)
+    torch.nn.init.normal_(other.transformer.proj_out.weight, std=0.1)
+    for shares, is_known in (({"mirror": 1.0}, True), ({"row": 1.0}, False)):
+        same = list(islice(edit_walk(shipped, shipped, latents, pool, shares), 4))
+        assert all(held == 0 for held, _ in same)
+        assert all((outcome > 0.1) == is_known for _, outcome in same)
+        assert all(held > 0.1 for held, _ in islice(edit_walk(other, shipped, latents, pool, shares), 4))
