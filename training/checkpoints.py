@@ -122,6 +122,8 @@ class Average:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), 1 - decay)
+        for ours, theirs in zip(self.module.buffers(), module.buffers(), strict=True):  # averages already, if anything
+            ours.copy_(theirs)
 
     def state_dict(self) -> dict[str, Any]:
         return {"updates": self.updates, "module": self.module.state_dict()}

@@ -160,8 +160,6 @@ def train(work: Path, minutes: float, peak_rate: float = 2e-3) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         average.update(critic)
-        for ours, theirs in zip(average.module.buffers(), critic.buffers(), strict=True):
-            ours.copy_(theirs)
         run.record(loss=loss, right=(named.argmax(1) == numbers[:, 0]).float().mean())
     unseen = Views(pool, latents, held_out=True)
     if unseen.views:

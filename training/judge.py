@@ -147,8 +147,6 @@ def train(work: Path, minutes: float, things: int | None = None, peak_rate: floa
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         average.update(judge)
-        for ours, theirs in zip(average.module.buffers(), judge.buffers(), strict=True):
-            ours.copy_(theirs)
         run.record(loss=loss)
     unseen = Renders(work, things, styles, seed=1 << 40)
     trained = load_judge(work).to(DEVICE)

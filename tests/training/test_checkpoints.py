@@ -80,3 +80,14 @@ def test_average_follows_the_weights_slowly() -> None:
         model.weight.add_(1.0)
     average.update(model)
     assert before < average.module.weight.item() < model.weight.item()
+
+
+def test_an_average_has_the_statistics_of_its_model() -> None:
+    model = nn.BatchNorm1d(2)
+    average = Average(model, decay=0.9)
+    model(torch.randn(64, 2) + 5)
+    average.update(model)
+    assert isinstance(average.module, nn.BatchNorm1d)
+    assert average.module.running_mean is not None
+    assert model.running_mean is not None
+    assert torch.equal(average.module.running_mean, model.running_mean)

@@ -76,8 +76,13 @@ def test_losses_are_of_what_is_drawn_and_go_back_through_every_step(
     with torch.no_grad():
         drawn = draw(shipped, replace(asked.batch, target=asked.batch.target[:4]))
         near = caption_losses(shipped, shipped, critic, asked, drawn[:2] + 0.1, generator)
+        torch.nn.init.normal_(student.transformer.proj_out.weight, std=0.1)
+        far = caption_losses(student, shipped, critic, asked, drawn[:2] + 0.1, generator)
+        elsewhere = caption_losses(student, shipped, critic, asked, behind, generator)
     assert near["bare"].item() == pytest.approx(0.01, abs=1e-4)
-    assert near["sure"] == 0, "what is bare is held to the background alone"
+    assert far["bare"] > 0.1
+    assert far["sure"] == 0, "what is bare is held to the background alone"
+    assert elsewhere["sure"] > 0.001, "to what was drawn, as sure as a critic is who has learned nothing"
 
 
 def test_edits_are_held_to_what_they_were_and_known_ones_to_their_outcomes(
