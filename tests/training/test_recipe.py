@@ -34,6 +34,7 @@ from training import (
     further,
     judge,
     pool,
+    reward,
     samples,
     text,
     tokenizer,
@@ -161,10 +162,11 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(
     index = json.loads((work / "pool" / "samples.json").read_text())
     assert {thing["concept"] for scene in index["scenes"] for thing in scene["things"]} == set(range(6))
     critic.train(work, MINUTES)
-    monkeypatch.setattr(further, "DRAWN", 4)
-    monkeypatch.setattr(further, "HELD", 2)
-    further.train_captions(work, MINUTES)
-    learned = load_average(work / "further_captions")
+    monkeypatch.setattr(reward, "DRAWN", 4)
+    for name in ("SURE", "EDITED", "RENEWED"):
+        monkeypatch.setattr(further, name, 2)
+    further.train(work, MINUTES)
+    learned = load_average(work / "further")
     for part, stays in (("autoencoder", True), ("text_encoder", True), ("transformer", False)):
         ships, left = (load_file(f / f"{part}.safetensors") for f in (SHIPPED, work / "further_weights"))
         assert all(torch.equal(ships[name], left[name]) for name in ships) is stays, part
