@@ -15,7 +15,7 @@ from training.autoencoder import load_average
 from training.batches import Batch, Latents, Pool, stage_shares, stream
 from training.checkpoints import Average, Run
 from training.model import MiniModel, load_shipped
-from training.muon import Muon
+from training.muon import Muon, is_hidden
 from training.precision import DEVICE, autocast
 from training.samples import draw_samples
 from training.wording import caption
@@ -91,7 +91,7 @@ def make_optimizers(model: MiniModel) -> list[torch.optim.Optimizer]:
     others: dict[float, list[nn.Parameter]] = {CONTEXT_RATE: [], NORM_RATE: [], OTHER_RATE: []}
     others[TEXT_RATE] = [p for p in model.text_encoder.parameters() if p.requires_grad]
     for name, parameter in model.transformer.named_parameters():
-        if "_blocks." in name and parameter.ndim == 2:
+        if is_hidden(name, parameter):
             hidden.append(parameter)
         else:
             is_context = name.startswith("context_embedder")

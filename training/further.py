@@ -26,7 +26,7 @@ from training.export import export
 from training.families import Sample
 from training.flow import compile_blocks
 from training.model import SHIPPED, MiniModel, load_shipped
-from training.muon import Muon
+from training.muon import Muon, is_hidden
 from training.precision import BATCH_SCALE, DEVICE
 from training.reward import STYLE_SHARE, Scenes, ask, caption_losses, edit_losses, look_at_new
 from training.scenes import SQUARE
@@ -86,6 +86,8 @@ def word(pool: Pool, samples: Sequence[Sample]) -> list[str]:
 
 def new_edits(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View], bool]]:
     """Draw endlessly edits that draw something new, what that is, and whether they ask for a style."""
+    squares = pool.shapes["edit"].get((SQUARE, SQUARE), [])
+    assert look_at_new(pool, [sample for sample in squares if sample.change in NEW]), "or it would look for ever"
     for shape, samples, _ in changes(pool, NEW):
         samples = samples[: BATCH_SCALE * RENEWED]
         if shape == (SQUARE, SQUARE) and (views := look_at_new(pool, samples)):
@@ -94,9 +96,10 @@ def new_edits(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View],
 
 def make_optimizers(student: MiniModel, rate: float) -> list[torch.optim.Optimizer]:
     """Give the matrices inside the transformer's blocks to Muon, everything else to AdamW at half the rate."""
-    named = list(student.transformer.requires_grad_(True).named_parameters())
-    matrices = [parameter for name, parameter in named if "_blocks." in name and parameter.ndim == 2]
-    others = [parameter for name, parameter in named if not ("_blocks." in name and parameter.ndim == 2)]
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in student.transformer.requires_grad_(True).named_parameters():
+        (matrices if is_hidden(name, parameter) else others).append(parameter)
     return [Muon(matrices, rate), torch.optim.AdamW(others, rate / 2, betas=(0.9, 0.98), weight_decay=0.0)]
 
 

@@ -26,6 +26,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return wide.mT if is_tall else wide
 
 
+def is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Tell whether a parameter of the transformer is a matrix inside its blocks, as Muon is for."""
+    return "_blocks." in name and parameter.ndim == 2
+
+
 class Muon(torch.optim.Optimizer):
     """Step along the orthogonalized momentum of each matrix, as far as AdamW would."""
 

@@ -35,13 +35,16 @@ def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
 def test_only_square_edits_that_show_something_new_are_drawn_anew(
     small_pool: Path, with_samples: Callable[..., Pool]
 ) -> None:
-    pool, latents = with_samples(Sample(3, (0,), "replace"), Sample(2, (2,), "restyle")), Latents(small_pool)
+    pool, latents = with_samples(Sample(3, (0,), "replace"), Sample(3, (2,), "restyle")), Latents(small_pool)
     pool.scenes[3] = replace(pool.scenes[0], things=(Thing(0, 1, POSED_SIZE),))
-    batch, views, is_restyled = next(new_edits(pool, latents))
-    assert batch.grid == SQUARE
-    assert batch.reference_grids == (SQUARE,)
-    assert not is_restyled
-    assert {thing for _, thing in views} == set(pool.scenes[3].things)
+    for batch, views, is_restyled in islice(new_edits(pool, latents), 12):
+        assert batch.grid == SQUARE
+        assert batch.reference_grids == (SQUARE,), "no wide reference"
+        assert not is_restyled
+        assert {thing for _, thing in views} == set(pool.scenes[3].things)
+    pool.scenes[3] = pool.scenes[0]
+    with pytest.raises(AssertionError, match="for ever"):
+        next(new_edits(pool, latents))
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adam_every_other_parameter() -> None:
