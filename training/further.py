@@ -37,14 +37,16 @@ PLAIN_SHARE = 0.2  # of the edits, in the plainest words
 DOUBT_WEIGHT = 0.3  # of the doubts about captions
 SURE_WEIGHT, BARE_WEIGHT = 2.0, 4.0  # of what the shipped model draws surely, and of bare background
 NEW_WEIGHT, STAYS_WEIGHT = 0.6, 3.0  # of the doubts about what is new, and of how the rest comes out
-HELD_WEIGHT, OUTCOME_WEIGHT = 40.0, 2.0  # of what the shipped model makes of edits; of outcomes that it does not get to
+HELD_WEIGHT, KNOWN_WEIGHT = 20.0, 3.0  # of what the shipped model makes of edits, and of their outcomes
 KNOWN = {  # shares of edits and joins that the shipped model makes well
-    "recolour": 0.25, "background": 0.22, "mirror": 0.12, "greyscale": 0.1, "rotate": 0.06, "darken": 0.04,
-    "invert": 0.04, "outline": 0.04, "brighten": 0.04, "resize": 0.04, "move": 0.04, "insert": 0.03, "grid": 0.03,
-    "stack": 0.02, "place": 0.02,
+    "background": 0.28, "recolour": 0.22, "mirror": 0.14, "greyscale": 0.1, "rotate": 0.05, "brighten": 0.05,
+    "darken": 0.03, "invert": 0.03, "resize": 0.03, "move": 0.02, "insert": 0.02, "grid": 0.02, "stack": 0.02,
+    "place": 0.01,
 }  # fmt: skip
-HARD = {"remove": 0.55, "row": 0.2, "recolour": 0.09, "skin": 0.08, "expression": 0.08}  # and of those that it does not
-NEW = {"replace": 0.45, "restyle": 0.42, "add": 0.13}  # and of those that draw something new
+HARD = {"remove": 0.6, "skin": 0.12, "expression": 0.12, "recolour": 0.1, "outline": 0.06}  # and of those it does not
+HARDER = {"replace": 0.65, "row": 0.2, "add": 0.15}  # and of those it is furthest from
+HARD_WEIGHT, HARDER_WEIGHT = 2.0, 1.0  # of their outcomes
+NEW = {"replace": 0.65, "restyle": 0.2, "add": 0.15}  # and of those that draw something new
 
 
 def begin(work: Path) -> None:
@@ -118,7 +120,7 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         compile_blocks(model)
     scenes, new = Scenes(pool), new_edits(pool, latents)
     known = edit_walk(student, shipped, latents, pool, KNOWN)
-    hard = edit_walk(student, None, latents, pool, HARD)
+    hard, harder = (edit_walk(student, None, latents, pool, shares) for shares in (HARD, HARDER))
     for _ in run:
         scale = run.learning_rate_scale(warmup=20, decay_from=0.3)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = scale * peak_rate, scale * peak_rate / 2
@@ -128,9 +130,9 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         doubt = DOUBT_WEIGHT * (drawn["named"] + STYLE_SHARE * drawn["styled"])
         (doubt + SURE_WEIGHT * drawn["sure"] + BARE_WEIGHT * drawn["bare"]).backward()  # type: ignore[no-untyped-call]
         held, outcome = next(known)
-        (HELD_WEIGHT * held + outcome).backward()  # type: ignore[no-untyped-call]
-        _, hard_outcome = next(hard)
-        (OUTCOME_WEIGHT * hard_outcome).backward()  # type: ignore[no-untyped-call]
+        (HELD_WEIGHT * held + KNOWN_WEIGHT * outcome).backward()  # type: ignore[no-untyped-call]
+        (_, hard_outcome), (_, harder_outcome) = next(hard), next(harder)
+        (HARD_WEIGHT * hard_outcome + HARDER_WEIGHT * harder_outcome).backward()  # type: ignore[no-untyped-call]
         edited = edit_losses(student, critic, *next(new), generator)
         (NEW_WEIGHT * edited["new"] + STAYS_WEIGHT * edited["stays"]).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.transformer.parameters(), 1.0)
@@ -138,7 +140,7 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(student)
-        run.record(loss=doubt, **drawn, **edited, held=held, known=outcome, hard=hard_outcome)
+        run.record(loss=doubt, **drawn, **edited, held=held, known=outcome, hard=hard_outcome, harder=harder_outcome)
     assert isinstance(average.module, MiniModel)
     export(average.module, work, work / "further_weights")
 
@@ -147,7 +149,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("begin", "train"))
     parser.add_argument("--work", type=Path, required=True, help="folder of training.pool and training.critic")
-    parser.add_argument("--minutes", type=float, default=75)
+    parser.add_argument("--minutes", type=float, default=100)
     arguments = parser.parse_args()
     if arguments.stage == "begin":
         begin(arguments.work)

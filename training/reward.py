@@ -22,7 +22,7 @@ from training.precision import BATCH_SCALE, DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 from training.wording import Plainest, caption
 
-DRAWN = 16  # captions of a step
+DRAWN = 10  # captions of a step
 ALONE, TOGETHER = 0.36, 0.54  # shares of the captions: of one thing, of two unlike; the others are of several alike
 COMMON_POWER = 1.2  # by which the first in the list are drawn more often
 DEFAULT_STYLE_SHARE = 0.3  # at least, of the things
