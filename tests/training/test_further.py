@@ -4,16 +4,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from training.batches import Latents, Pool
 from training.families import Sample
-from training.further import edit_walk, make_optimizers, new_edits
+from training.further import HARD, HARDER, KNOWN, NEW, edit_walk, make_optimizers, new_edits
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
-from training.scenes import POSED_SIZE, SQUARE, Thing
+from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone
+from training.wording import Edit, Join
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
@@ -30,6 +32,13 @@ def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
     assert all(held > 0.1 for held, _ in islice(edit_walk(other, shipped, latents, pool, {"mirror": 1.0}), 4))
     alone = list(islice(edit_walk(other, None, latents, pool, {"mirror": 1.0}), 4))
     assert all(held == 0 and outcome > 0.1 for held, outcome in alone)
+
+
+@pytest.mark.parametrize("shares", [KNOWN, HARD, HARDER, NEW])
+def test_shares_are_of_changes_that_there_are_and_make_a_whole(shares: dict[str, float]) -> None:
+    there_are = {change for kind in (Edit, Join, Layout, Tone) for change in get_args(kind)}
+    assert set(shares) <= there_are, "any other would never be drawn"
+    assert sum(shares.values()) == pytest.approx(1)
 
 
 def test_only_square_edits_that_show_something_new_are_drawn_anew(
