@@ -44,7 +44,7 @@ KNOWN = {  # shares of edits and joins that the shipped model makes well
     "place": 0.01,
 }  # fmt: skip
 HARD = {"remove": 0.6, "skin": 0.12, "expression": 0.12, "recolour": 0.1, "outline": 0.06}  # and of those it does not
-HARDER = {"replace": 0.65, "row": 0.2, "add": 0.15}  # and of those it is furthest from
+HARDER = {"replace": 0.65, "row": 0.2, "add": 0.15}  # and of a second lot of those, half as heavy
 HARD_WEIGHT, HARDER_WEIGHT = 2.0, 1.0  # of their outcomes
 NEW = {"replace": 0.65, "restyle": 0.2, "add": 0.15}  # and of those that draw something new
 
