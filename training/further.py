@@ -1,9 +1,10 @@
 """Go on from the weights that ship, for whoever has no run to resume: lay them out, and have what they draw named.
 
 `python -m training.further begin --work FOLDER` lays out tokenizer and autoencoder for training.pool.
-`train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions and where edits
-ask for something new, is shown to training.critic. What it draws well already, and edits that it makes well, are held
-to what they were, others to their outcomes; the text encoder stays. The whole model is left in FOLDER/further_weights.
+`train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions, where edits ask
+for something new and of several pictures in a row, is shown to training.critic. What it draws well already, and edits
+that it makes well, are held to what they were, others to their outcomes; the text encoder stays. The whole model is
+left in FOLDER/further_weights.
 """
 
 import argparse
@@ -28,25 +29,37 @@ from training.flow import compile_blocks
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.muon import Muon, is_hidden
 from training.precision import BATCH_SCALE, DEVICE
-from training.reward import STYLE_SHARE, Scenes, ask, caption_losses, edit_losses, look_at_new
+from training.reward import (
+    STYLE_SHARE,
+    Scenes,
+    ask,
+    caption_losses,
+    edit_losses,
+    join_losses,
+    look_at_joined,
+    look_at_new,
+)
 from training.scenes import SQUARE
 
 SURE = 4  # captions of a step that the shipped model draws too
 EDITED, RENEWED = 16, 14  # edits of a step: of each walk, half as many where there are many references; drawn anew
+JOINED = 25  # pictures of a step in all, in rows and as their references
 PLAIN_SHARE = 0.2  # of the edits, in the plainest words
 DOUBT_WEIGHT = 0.3  # of the doubts about captions
 SURE_WEIGHT, BARE_WEIGHT = 2.0, 4.0  # of what the shipped model draws surely, and of bare background
 NEW_WEIGHT, STAYS_WEIGHT = 0.6, 3.0  # of the doubts about what is new, and of how the rest comes out
-HELD_WEIGHT, KNOWN_WEIGHT = 20.0, 3.0  # of what the shipped model makes of edits, and of their outcomes
+JOINED_WEIGHT, AROUND_WEIGHT = 0.4, 2.0  # of the doubts about what is joined, and of what is around it
+HELD_WEIGHT, KNOWN_WEIGHT = 20.0, 4.0  # of what the shipped model makes of edits, and of their outcomes
 KNOWN = {  # shares of edits and joins that the shipped model makes well
-    "background": 0.27, "recolour": 0.21, "mirror": 0.14, "greyscale": 0.1, "rotate": 0.05, "brighten": 0.05,
-    "darken": 0.03, "invert": 0.03, "resize": 0.03, "move": 0.02, "insert": 0.02, "grid": 0.02, "stack": 0.02,
+    "background": 0.34, "recolour": 0.19, "mirror": 0.12, "greyscale": 0.09, "brighten": 0.05, "rotate": 0.04,
+    "darken": 0.03, "invert": 0.03, "resize": 0.03, "move": 0.02, "insert": 0.02, "grid": 0.02, "stack": 0.01,
     "place": 0.01,
 }  # fmt: skip
 HARD = {"remove": 0.6, "skin": 0.12, "expression": 0.12, "recolour": 0.1, "outline": 0.06}  # and of those it does not
-HARDER = {"replace": 0.65, "row": 0.2, "add": 0.15}  # and of a second lot of those, half as heavy
+HARDER = {"replace": 0.75, "add": 0.25}  # and of a second lot of those, half as heavy
 HARD_WEIGHT, HARDER_WEIGHT = 2.0, 1.0  # of their outcomes
-NEW = {"replace": 0.65, "restyle": 0.2, "add": 0.15}  # and of those that draw something new
+NEW = {"replace": 0.6, "restyle": 0.25, "add": 0.15}  # and of those that draw something new
+ROWS = {"row": 1.0}  # and of joins that draw their things at another size
 
 
 def begin(work: Path) -> None:
@@ -96,6 +109,16 @@ def new_edits(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View],
             yield latents.batch(pool.draw(shape, samples, word(pool, samples))), views, samples[0].change == "restyle"
 
 
+def joins(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View]]]:
+    """Draw endlessly rows of squares, and what they should show."""
+    squares = [samples for shape, samples in pool.shapes["layout"].items() if set(shape) == {SQUARE}]
+    assert any(sample.change in ROWS for samples in squares for sample in samples), "or it would look for ever"
+    for shape, samples, _ in changes(pool, ROWS):
+        samples = samples[: BATCH_SCALE * (JOINED // len(shape))]
+        if set(shape) == {SQUARE}:
+            yield latents.batch(pool.draw(shape, samples, word(pool, samples))), look_at_joined(pool, samples)
+
+
 def make_optimizers(student: MiniModel, rate: float) -> list[torch.optim.Optimizer]:
     """Give the matrices inside the transformer's blocks to Muon, everything else to AdamW at half the rate."""
     matrices: list[nn.Parameter] = []
@@ -118,7 +141,7 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     generator = torch.Generator(DEVICE).manual_seed(run.step)
     for model in (student, shipped):
         compile_blocks(model)
-    scenes, new = Scenes(pool), new_edits(pool, latents)
+    scenes, new, rows = Scenes(pool), new_edits(pool, latents), joins(pool, latents)
     known = edit_walk(student, shipped, latents, pool, KNOWN)
     hard, harder = (edit_walk(student, None, latents, pool, shares) for shares in (HARD, HARDER))
     for _ in run:
@@ -135,12 +158,15 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         (HARD_WEIGHT * hard_outcome + HARDER_WEIGHT * harder_outcome).backward()  # type: ignore[no-untyped-call]
         edited = edit_losses(student, critic, *next(new), generator)
         (NEW_WEIGHT * edited["new"] + STAYS_WEIGHT * edited["stays"]).backward()  # type: ignore[no-untyped-call]
+        joined = join_losses(student, critic, *next(rows), generator)
+        (JOINED_WEIGHT * joined["joined"] + AROUND_WEIGHT * joined["around"]).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(student.transformer.parameters(), 1.0)
         for optimizer in (muon, adam):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(student)
-        run.record(loss=doubt, **drawn, **edited, held=held, known=outcome, hard=hard_outcome, harder=harder_outcome)
+        outcomes = {"held": held, "known": outcome, "hard": hard_outcome, "harder": harder_outcome}
+        run.record(loss=doubt, **drawn, **edited, **joined, **outcomes)
     assert isinstance(average.module, MiniModel)
     export(average.module, work, work / "further_weights")
 

@@ -1,7 +1,8 @@
 """Have a critic name what the transformer draws in its four steps, and take its doubts back through all of them.
 
 Direct reward fine-tuning, arXiv:2309.17400. Captions are composed freely, as nothing has to be painted. Of edits, those
-that draw something new are drawn, from the pool's pictures; what they should keep is held to the outcome.
+that draw something new are drawn, from the pool's pictures, and pictures of several put together; what they should keep
+is held to the outcome.
 """
 
 from collections.abc import Sequence
@@ -22,14 +23,14 @@ from training.precision import BATCH_SCALE, DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 from training.wording import Plainest, caption
 
-DRAWN = 10  # captions of a step
+DRAWN = 8  # captions of a step
 ALONE, TOGETHER = 0.36, 0.54  # shares of the captions: of one thing, of two unlike; the others are of several alike
 COMMON_POWER = 1.2  # by which the first in the list are drawn more often
 DEFAULT_STYLE_SHARE = 0.3  # at least, of the things
 PLAIN_SHARE = 0.25  # of the captions, in the plainest words
 STYLE_SHARE = 0.3  # of the doubts about a style among the others, except where a style alone is asked for
 BARE = 0.02  # mean square by which a token shows more than the background
-NEW_SHARE, RESTYLED_SHARE = 0.1, 0.25  # of what differs from the outcome, where that is new: more than one will do
+NEW_SHARE, RESTYLED_SHARE = 0.1, 0.15  # of what differs from the outcome, where that is new: more than one will do
 
 
 class Scenes:
@@ -133,6 +134,11 @@ def look_at_new(pool: Pool, samples: Sequence[Sample]) -> list[View]:
     return views
 
 
+def look_at_joined(pool: Pool, samples: Sequence[Sample]) -> list[View]:
+    """List what pictures of several should draw: all that their outcomes show whole."""
+    return [(i, thing) for i, sample in enumerate(samples) for thing in shown_whole(pool.scenes[sample.target])]
+
+
 def edit_losses(
     student: MiniModel,
     critic: Critic,
@@ -148,3 +154,14 @@ def edit_losses(
     named, styled = doubts(critic, pictures, views, generator)
     doubted = named + (styled if is_restyled else STYLE_SHARE * styled)
     return {"new": doubted.sum() / len(pictures), "stays": (share * error).mean()}
+
+
+def join_losses(
+    student: MiniModel, critic: Critic, batch: Batch, views: Sequence[View], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draw squares of several things, doubt each, and compare with the outcome: fully only where that is bare."""
+    pictures = draw(student, replace(batch, target=torch.randn_like(batch.target)))
+    is_bare = (batch.target - batch.target[:, :1]).square().mean(-1, keepdim=True) < BARE
+    error = torch.where(is_bare, 1.0, NEW_SHARE) * (pictures - batch.target).square()
+    named, styled = doubts(critic, pictures, views, generator)
+    return {"joined": (named + STYLE_SHARE * styled).mean(), "around": error.mean()}

@@ -11,7 +11,7 @@ import torch
 
 from training.batches import Latents, Pool
 from training.families import Sample
-from training.further import HARD, HARDER, KNOWN, NEW, edit_walk, make_optimizers, new_edits
+from training.further import HARD, HARDER, JOINED, KNOWN, NEW, ROWS, edit_walk, joins, make_optimizers, new_edits
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone
@@ -34,7 +34,7 @@ def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
     assert all(held == 0 and outcome > 0.1 for held, outcome in alone)
 
 
-@pytest.mark.parametrize("shares", [KNOWN, HARD, HARDER, NEW])
+@pytest.mark.parametrize("shares", [KNOWN, HARD, HARDER, NEW, ROWS])
 def test_shares_are_of_changes_that_there_are_and_make_a_whole(shares: dict[str, float]) -> None:
     there_are = {change for kind in (Edit, Join, Layout, Tone) for change in get_args(kind)}
     assert set(shares) <= there_are, "any other would never be drawn"
@@ -54,6 +54,19 @@ def test_only_square_edits_that_show_something_new_are_drawn_anew(
     pool.scenes[3] = pool.scenes[0]
     with pytest.raises(AssertionError, match="for ever"):
         next(new_edits(pool, latents))
+
+
+def test_only_rows_of_squares_are_joined_anew(small_pool: Path, with_samples: Callable[..., Pool]) -> None:
+    pool, latents = with_samples(Sample(3, (0, 0, 0), "row"), Sample(3, (0, 2), "row")), Latents(small_pool)
+    pool.scenes[3] = replace(pool.scenes[0], things=(Thing(0, 1, 0.25, x=0.125), Thing(1, 1, 0.25, x=0.375)))
+    for batch, views in islice(joins(pool, latents), 4):
+        assert batch.grid == SQUARE
+        assert batch.reference_grids == (SQUARE, SQUARE, SQUARE), "no wide reference"
+        assert len(batch.target) == JOINED // 4
+        assert views == [(number, thing) for number in range(JOINED // 4) for thing in pool.scenes[3].things]
+    pool.shapes["layout"] = {shape: found for shape, found in pool.shapes["layout"].items() if len(set(shape)) > 1}
+    with pytest.raises(AssertionError, match="for ever"):
+        next(joins(pool, latents))
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adam_every_other_parameter() -> None:

@@ -14,7 +14,16 @@ from training.data import STYLES, is_held_out
 from training.families import Sample, counted, shown_styles
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
-from training.reward import Scenes, ask, caption_losses, draw, edit_losses, look_at_new
+from training.reward import (
+    Scenes,
+    ask,
+    caption_losses,
+    draw,
+    edit_losses,
+    join_losses,
+    look_at_joined,
+    look_at_new,
+)
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, halved
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -117,9 +126,28 @@ def test_what_an_edit_draws_anew_is_doubted_and_the_rest_held_to_the_outcome(mon
 
     others, restyled = losses(is_restyled=False), losses(is_restyled=True)
     assert others["stays"] == pytest.approx((0.1 * 1 + 4) / 2, rel=1e-5)
-    assert restyled["stays"] == pytest.approx((0.25 * 1 + 4) / 2, rel=1e-5)
+    assert restyled["stays"] == pytest.approx((0.15 * 1 + 4) / 2, rel=1e-5)
     named, styled = 1.5 * torch.tensor(5.0).log().item(), 1.5 * torch.tensor(float(len(STYLES))).log().item()
     assert others["new"] == pytest.approx(named + 0.3 * styled, rel=0.3)
     assert restyled["new"] == pytest.approx(named + styled, rel=0.3)
     assert restyled["new"] > others["new"] + 0.5 * styled
     assert all(0.9 < start.std() < 1.1 and start.mean().abs() < 0.1 for start in starts), "from noise"
+
+
+def test_all_that_is_joined_is_doubted_and_what_is_around_it_held_to_the_outcome(
+    with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = with_samples()
+    things = tuple(Thing(i, i, 0.25, x=0.125 + 0.25 * i) for i in range(3))
+    pool.scenes = [Scene(things, "red", SQUARE), *(Scene((thing,), "red", SQUARE) for thing in things)]
+    views = look_at_joined(pool, 2 * [Sample(0, (1, 2, 3), "row")])
+    assert views == [(number, thing) for number in (0, 1) for thing in things]
+    critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
+    target, ids = torch.zeros(2, 64, 128, device=DEVICE), torch.zeros(2, 8, dtype=torch.long)
+    target[:, 32:] = 1.0
+    batch = Batch(target, target.repeat(1, 3, 1), ids, ids.bool(), SQUARE, 3 * (SQUARE,))
+    monkeypatch.setattr(reward, "draw", lambda _, batch: torch.full_like(batch.target, 2.0))
+    losses = join_losses(load_shipped()[0], critic, batch, views, torch.Generator(DEVICE).manual_seed(0))
+    assert losses["around"].item() == pytest.approx((4 + 0.1 * 1) / 2, rel=1e-5)
+    expected = torch.tensor(5.0).log() + 0.3 * torch.tensor(float(len(STYLES))).log()
+    assert losses["joined"].item() == pytest.approx(expected.item(), rel=0.2)
