@@ -1,4 +1,4 @@
-"""Write klein-mini as the package ships it: 16-bit safetensors, tokenizer and card.
+"""Write klein-mini as the package ships it: safetensors, the transformer's matrices in 8 bits, and the tokenizer.
 
 `python -m training.export --work FOLDER --to src/openklein/weights/klein_mini`
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
+from openklein.engine.quantize import quantize_rows
 from training.autoencoder import load_average
 from training.model import MiniModel, load_model
 from training.pool import read_statistics
@@ -26,6 +27,17 @@ def sixteen_bit(state: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def eight_bit(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Round matrices to int8, each row by a scale, float32, that is put beside them; other tensors to bfloat16."""
+    rounded: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        if tensor.ndim == 2:
+            rounded[key], rounded[f"{key}_scale"] = quantize_rows(tensor, torch.int8)
+        else:
+            rounded[key] = tensor.bfloat16()
+    return rounded
+
+
 def export(model: MiniModel, work: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     assert isinstance(KLEIN_MINI.autoencoder, MiniAutoencoderConfig)
@@ -34,10 +46,13 @@ def export(model: MiniModel, work: Path, target: Path) -> None:
     autoencoder.load_state_dict(load_average(decoder_run if decoder_run.exists() else work / "autoencoder"))
     mean, var = read_statistics(work)
     autoencoder.bn.load_state_dict({"running_mean": mean, "running_var": var, "num_batches_tracked": torch.tensor(0)})
-    parts = {"transformer": model.transformer, "text_encoder": model.text_encoder, "autoencoder": autoencoder}
-    for name, part in parts.items():
-        state = {key: tensor.contiguous() for key, tensor in sixteen_bit(part.state_dict()).items()}
-        save_file(state, target / KLEIN_MINI.files[name][0])
+    states = {
+        "transformer": eight_bit(model.transformer.state_dict()),
+        "text_encoder": sixteen_bit(model.text_encoder.state_dict()),
+        "autoencoder": sixteen_bit(autoencoder.state_dict()),
+    }
+    for name, state in states.items():
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, target / KLEIN_MINI.files[name][0])
     shutil.copy(work / "tokenizer.json", target / KLEIN_MINI.files["tokenizer"][0])
 
 

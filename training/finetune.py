@@ -27,7 +27,7 @@ from openklein.engine.tokens import pack
 from training.batches import Batch
 from training.checkpoints import Average, Run
 from training.distill import descend, known, straight, walk
-from training.export import sixteen_bit
+from training.export import eight_bit
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.precision import DEVICE
 from training.scenes import SQUARE
@@ -110,7 +110,7 @@ def write(model: torch.nn.Module, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for names in KLEIN_MINI.files.values():
         shutil.copy(SHIPPED / names[0], target)
-    state = {key: tensor.contiguous() for key, tensor in sixteen_bit(model.transformer.state_dict()).items()}
+    state = {key: tensor.contiguous() for key, tensor in eight_bit(model.transformer.state_dict()).items()}
     save_file(state, target / KLEIN_MINI.files["transformer"][0])
 
 

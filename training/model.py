@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
+import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from openklein.contract import MINI_MODEL
 from openklein.engine.catalog import KLEIN_MINI
+from openklein.engine.checkpoint import fill, match, read_headers
+from openklein.engine.device import choose_device
 from openklein.engine.mini_autoencoder import MiniAutoencoder, MiniAutoencoderConfig
 from openklein.engine.text_encoder import PromptTokenizer, TextEncoder
 from openklein.engine.transformer import FlowTransformer, Rotary
@@ -42,8 +44,9 @@ def load_shipped() -> tuple[MiniModel, MiniAutoencoder, PromptTokenizer]:
     assert isinstance(KLEIN_MINI.autoencoder, MiniAutoencoderConfig)
     files = {part: SHIPPED / names[0] for part, names in KLEIN_MINI.files.items()}
     model, autoencoder = MiniModel(), MiniAutoencoder(KLEIN_MINI.autoencoder)
-    model.transformer.load_state_dict(load_file(files["transformer"]))
-    model.text_encoder.load_state_dict(load_file(files["text_encoder"]))
-    model.text_encoder.requires_grad_(False)
-    autoencoder.load_state_dict(load_file(files["autoencoder"]))
+    parts = {"transformer": model.transformer, "text_encoder": model.text_encoder, "autoencoder": autoencoder}
+    for name, part in parts.items():
+        headers = read_headers([files[name]])
+        fill(part, match(part, headers, name), headers, choose_device("cpu", torch.float32))
+        part.requires_grad_(name != "text_encoder").train()
     return model, autoencoder, PromptTokenizer(Tokenizer.from_file(str(files["tokenizer"])), KLEIN_MINI.text_encoder)

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,20 @@ class TestMatch:
             ({"2.bias": torch.ones(1)}, r"2\.bias is not part of it"),
             ({"0.weight": torch.ones(2, 3)}, r"0\.weight has shape \(2, 3\), and \(3, 2\) is needed"),
             ({"0.weight": torch.ones(3, 2, 1, 1)}, r"0\.weight has shape \(3, 2, 1, 1\)"),
-            ({"0.weight": torch.ones(3, 2, dtype=torch.int8)}, r"0\.weight is stored as I8, and F32 or F16 or BF16"),
-            ({"0.weight": torch.ones(3, 2).to(torch.float8_e4m3fn)}, r"one number 0\.weight_scale is needed"),
+            ({"0.bias": torch.ones(3, dtype=torch.int8)}, r"0\.bias is stored as I8, and F32 or F16 or BF16"),
+            ({"0.weight": torch.ones(3, 2, dtype=torch.int16)}, r"0\.weight is stored as I16, and F32 or F16 or .* I8"),
+            (
+                {"0.weight": torch.ones(3, 2, dtype=torch.int8)},
+                r"stored as I8, and 0\.weight_scale with one number for each row is needed",
+            ),
+            (
+                {"0.weight": torch.ones(3, 2, dtype=torch.int8), "0.weight_scale": torch.ones(2)},
+                r"0\.weight_scale with one number for each row is needed",
+            ),
+            ({"0.weight": torch.ones(3, 2).to(torch.float8_e4m3fn)}, r"0\.weight_scale with one number is needed"),
             (
                 {"0.weight": torch.ones(3, 2).to(torch.float8_e4m3fn), "0.weight_scale": torch.ones(3)},
-                r"one number 0\.weight_scale is needed",
+                r"0\.weight_scale with one number is needed",
             ),
             ({"0.weight_scale": torch.tensor(1.0)}, r"0\.weight_scale is not part of it"),
             ({"0.input_scale": torch.tensor(1.0)}, r"0\.input_scale is not part of it"),
@@ -131,6 +141,16 @@ class TestMatch:
 
 
 class TestFill:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_rows_of_int8_are_multiplied_by_their_scales(self, path: Path, dtype: torch.dtype) -> None:
+        rows, scales = torch.tensor([[127, -128], [3, 0], [-5, 9]], dtype=torch.int8), torch.tensor([0.01, 2.0, 0.3])
+        save_file(WEIGHTS | {"0.weight": rows, "0.weight_scale": scales}, path)
+        headers, filled = read_headers([path]), module()
+        fill(filled, match(filled, headers, "it"), headers, replace(CHOICE, dtype=dtype))
+        expected = torch.tensor([[1.27, -1.28], [6, 0], [-1.5, 2.7]]).to(dtype)
+        torch.testing.assert_close(filled.state_dict()["0.weight"], expected)
+        assert filled.state_dict()["1.weight"].dtype == dtype
+
     @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
     def test_tensors_of_the_final_dtype_stay_mapped(self, path: Path) -> None:
         save_file(WEIGHTS, path)

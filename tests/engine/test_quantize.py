@@ -155,13 +155,13 @@ class TestTransformer:
 
 class TestLoading:
     @staticmethod
-    def load(path: Path, tensors: Mapping[str, Tensor]) -> FlowTransformer:
+    def load(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype = FP8) -> FlowTransformer:
         save_file(dict(tensors), path)
         with torch.device("meta"):
             transformer = FlowTransformer(TINY_CARD.transformer)
         headers = read_headers([path])
         sources = match(transformer, headers, "the transformer")
-        quantize_blocks(transformer, CHOICE)
+        quantize_blocks(transformer, CHOICE, dtype)
         fill(transformer, sources, headers, CHOICE)
         return transformer
 
@@ -183,6 +183,22 @@ class TestLoading:
         assert loaded[f"{inside}_scale"].tolist() == pytest.approx([0.01] * len(tensors[inside]))
         assert loaded[outside].dtype == torch.float32
         assert relative_error(loaded[outside], tensors[outside].float() * 0.01) < 1e-6
+
+    @pytest.mark.parametrize("dtype", [torch.int8, FP8], ids=str)
+    def test_int8_weights_of_a_file_are_taken_as_they_are_for_int8_alone(
+        self, tmp_path: Path, dtype: torch.dtype
+    ) -> None:
+        tensors = dict(tiny_modules()[1].state_dict())
+        name = "single_transformer_blocks.0.attn.to_out.weight"
+        values, scales = quantize_rows(tensors[name] / 2, torch.int8)
+        values[0] = 1  # which reads 127 once it is rounded anew
+        tensors |= {name: values, f"{name}_scale": scales}
+        loaded = self.load(tmp_path / "transformer.safetensors", tensors, dtype).state_dict()
+        if dtype == torch.int8:
+            assert torch.equal(loaded[name], values) and torch.equal(loaded[f"{name}_scale"], scales)
+        else:
+            kept = loaded[name].float() * loaded[f"{name}_scale"][:, None]
+            assert relative_error(kept, values * scales[:, None]) < STEP
 
     def test_int8_is_compiled(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         compiled: list[Pipeline] = []

@@ -17,6 +17,7 @@ from benchmarks.random_checkpoint import write_checkpoint
 from openklein.engine.autoencoder import Autoencoder, AutoencoderConfig
 from openklein.engine.checkpoint import fill, match, read_headers
 from openklein.engine.layouts import BUNDLE_PREFIX
+from openklein.engine.quantize import quantize_rows
 from openklein.engine.transformer import FlowTransformer
 from openklein.engine.weights import load_card
 from tests.parity import makers
@@ -47,6 +48,16 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 def convert_transformer(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     converted: dict[str, Tensor] = convert_flux2_transformer_checkpoint_to_diffusers(dict(tensors))
     return converted
+
+
+def test_the_single_file_in_int8(tmp_path: Path) -> None:
+    tensors = makers.transformer(CONFIG)
+    matrices = {name: quantize_rows(tensor, torch.int8) for name, tensor in tensors.items() if tensor.ndim == 2}
+    rounded = {name: values * scales[:, None] for name, (values, scales) in matrices.items()}
+    stored = {name: values for name, (values, _) in matrices.items()}
+    stored |= {f"{name}_scale": scales for name, (_, scales) in matrices.items()}
+    loaded = load(FlowTransformer(CONFIG), tensors | stored, tmp_path)
+    assert_equal(loaded, convert_transformer(tensors | rounded))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -20,7 +20,8 @@ from openklein.engine.quantize import quantize_rows
 from openklein.errors import WeightsInvalid, WeightsMissing
 
 FLOATS: Final = ("F32", "F16", "BF16", "F8_E4M3")
-FP8: Final = "F8_E4M3"
+MATRICES: Final = (*FLOATS, "I8")
+SCALED: Final = {"F8_E4M3": "one number", "I8": "one number for each row"}  # that has to be stored beside such weights
 DEQUANTIZED_ROWS: Final = 256
 
 
@@ -81,7 +82,7 @@ def match(module: nn.Module, tensors: Mapping[str, Stored], what: str) -> dict[s
     """Say where each parameter of `module` is; raise WeightsInvalid unless the tensors are exactly those it needs.
 
     The error names the file and the first key that is missing, unexpected, or of another shape or type; `what` is the
-    module's name in it. Scales of activations in fp8 files are passed over: only weights are kept in fp8 there.
+    module's name in it. Scales of activations in fp8 files are passed over: only weights are kept in 8 bits.
     """
     parameters = module.state_dict()
     sources = locate(parameters, tensors.keys())
@@ -99,15 +100,14 @@ def match(module: nn.Module, tensors: Mapping[str, Stored], what: str) -> dict[s
         shape = source.stored_shape(tuple(parameters[name].shape))
         if stored.shape != shape:
             raise misfit(stored.path, f"{source.key} has shape {stored.shape}, and {shape} is needed")
-        dtypes = FLOATS if parameters[name].is_floating_point() else ("I64",)
+        dtypes = (MATRICES if len(shape) == 2 else FLOATS) if parameters[name].is_floating_point() else ("I64",)
         if stored.dtype not in dtypes:
             raise misfit(stored.path, f"{source.key} is stored as {stored.dtype}, and {' or '.join(dtypes)} is needed")
-        if stored.dtype == FP8:
+        if stored.dtype in SCALED:
             scale = tensors.get(f"{source.key}_scale")
-            if scale is None or scale.shape not in ((), (1,)):
-                raise misfit(
-                    stored.path, f"{source.key} is stored as {FP8}, and one number {source.key}_scale is needed"
-                )
+            if scale is None or scale.shape not in ((shape[:1],) if stored.dtype == "I8" else ((), (1,))):
+                needed = f"{source.key}_scale with {SCALED[stored.dtype]}"
+                raise misfit(stored.path, f"{source.key} is stored as {stored.dtype}, and {needed} is needed")
             unused -= {f"{source.key}_scale", f"{source.key.removesuffix('weight')}input_scale"}
     for key in sorted(unused):
         raise misfit(tensors[key].path, f"{key} is not part of it")
@@ -117,7 +117,7 @@ def match(module: nn.Module, tensors: Mapping[str, Stored], what: str) -> dict[s
 def fill(module: nn.Module, sources: Mapping[str, Source], tensors: Mapping[str, Stored], choice: DeviceChoice) -> None:
     """Give `module` its parameters, floating-point ones in the chosen dtype, fp8 and int8 ones with their scales.
 
-    Where the file has fp8 weights too, they are taken as they are.
+    Where the file has such weights too, they are taken as they are.
     """
 
     def read(key: str) -> Tensor:
@@ -128,28 +128,32 @@ def fill(module: nn.Module, sources: Mapping[str, Source], tensors: Mapping[str,
     wanted = module.state_dict()
     filled: dict[str, Tensor] = {}
     for name, source in sources.items():
-        tensor = source.take(read(source.key))
-        scale = read(f"{source.key}_scale") if tensors[source.key].dtype == FP8 else None
-        if wanted[name].dtype == torch.float8_e4m3fn:
+        tensor, scales = source.take(read(source.key)), None
+        if tensors[source.key].dtype in SCALED:
+            scales = read(f"{source.key}_scale").float()
+            scales = source.take(scales) if scales.numel() > 1 else scales.expand(len(tensor))
+        if scales is not None and tensor.dtype != wanted[name].dtype:
+            tensor, scales = dequantize(tensor, scales, choice.dtype), None
+        if wanted[name].dtype in (torch.float8_e4m3fn, torch.int8):
             tensor = tensor.to(choice.device)
-            weight, scales = quantize_rows(tensor) if scale is None else (tensor, scale.float().expand(len(tensor)))
-            filled |= {name: weight, f"{name}_scale": scales.to(choice.device).contiguous()}
-            continue
-        if scale is not None:
-            tensor = dequantize(tensor, scale, choice.dtype)
-        if wanted[name].dtype == torch.int8:
-            filled[name], filled[f"{name}_scale"] = quantize_rows(tensor, torch.int8)
-            continue
-        filled[name] = tensor.to(choice.device, choice.dtype if tensor.is_floating_point() else tensor.dtype)
+            if scales is None:
+                tensor, scales = quantize_rows(tensor, wanted[name].dtype)
+            filled |= {name: tensor, f"{name}_scale": scales.to(choice.device).contiguous()}
+        else:
+            filled[name] = tensor.to(choice.device, choice.dtype if tensor.is_floating_point() else tensor.dtype)
     module.load_state_dict(filled, strict=True, assign=True)
     module.requires_grad_(False).eval()
 
 
-def dequantize(stored: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiply in float32 and round once, some rows at a time: the whole of a tensor in float32 would take twice it."""
+def dequantize(stored: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiply rows by their scales (R,), float32, and round once.
+
+    That takes some rows at a time: the whole of a tensor in float32 would take twice it.
+    """
     result = torch.empty(stored.shape, dtype=dtype)
-    for rows, stored_rows in zip(
-        torch.split(result, DEQUANTIZED_ROWS), torch.split(stored, DEQUANTIZED_ROWS), strict=True
+    column = scales.reshape(-1, *[1] * (stored.ndim - 1))
+    for rows, stored_rows, factors in zip(
+        *(torch.split(tensor, DEQUANTIZED_ROWS) for tensor in (result, stored, column)), strict=True
     ):
-        rows.copy_(stored_rows.float().mul_(scale))
+        rows.copy_(stored_rows.float().mul_(factors))
     return result
