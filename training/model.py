@@ -45,8 +45,9 @@ def load_shipped() -> tuple[MiniModel, MiniAutoencoder, PromptTokenizer]:
     files = {part: SHIPPED / names[0] for part, names in KLEIN_MINI.files.items()}
     model, autoencoder = MiniModel(), MiniAutoencoder(KLEIN_MINI.autoencoder)
     parts = {"transformer": model.transformer, "text_encoder": model.text_encoder, "autoencoder": autoencoder}
+    choice = choose_device("cpu", torch.float32)
     for name, part in parts.items():
         headers = read_headers([files[name]])
-        fill(part, match(part, headers, name), headers, choose_device("cpu", torch.float32))
+        fill(part, match(part, headers, name), headers, choice)
         part.requires_grad_(name != "text_encoder").train()
     return model, autoencoder, PromptTokenizer(Tokenizer.from_file(str(files["tokenizer"])), KLEIN_MINI.text_encoder)

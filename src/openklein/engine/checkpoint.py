@@ -104,8 +104,8 @@ def match(module: nn.Module, tensors: Mapping[str, Stored], what: str) -> dict[s
         if stored.dtype not in dtypes:
             raise misfit(stored.path, f"{source.key} is stored as {stored.dtype}, and {' or '.join(dtypes)} is needed")
         if stored.dtype in SCALED:
-            scale = tensors.get(f"{source.key}_scale")
-            if scale is None or scale.shape not in ((shape[:1],) if stored.dtype == "I8" else ((), (1,))):
+            scale, fitting = tensors.get(f"{source.key}_scale"), [shape[:1]] if stored.dtype == "I8" else [(), (1,)]
+            if scale is None or scale.shape not in fitting:
                 needed = f"{source.key}_scale with {SCALED[stored.dtype]}"
                 raise misfit(stored.path, f"{source.key} is stored as {stored.dtype}, and {needed} is needed")
             unused -= {f"{source.key}_scale", f"{source.key.removesuffix('weight')}input_scale"}
