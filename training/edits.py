@@ -15,7 +15,7 @@ from training.families import Family, Sample, changed_scenes, joined_things, mov
 from training.measures import is_exact, psnr
 from training.people import draw_people
 from training.scenes import COLOURS, POSED_SIZE, SQUARE, Layout, Scene, Thing, arrange, columns_of, grid_of, halved
-from training.wording import word_edit, word_join
+from training.wording import word_edit, word_join, word_new_style
 
 UNCHANGED_PSNR_DB, KEPT_PSNR_DB = 30.0, 20.0
 
@@ -28,11 +28,15 @@ def edit_cases(bench: Bench, grid: Grid = SQUARE) -> Iterator[tuple[str, Case]]:
         edits: list[tuple[str, Scene]] = list(changed_scenes(base, bench.rng))
         edits.append(("background", replace(base, background=names[(number + 5) % len(names)])))
         edits.append(("tone", replace(base, tone="greyscale")))
-        edits.append(("restyle", restyled(bench, base)))
         for change, after in edits:
-            if psnr(bench.paint(after), bench.paint(base)) < UNCHANGED_PSNR_DB:  # as a mirrored ball is not
+            if differ(bench, base, after):
                 prompt = word_edit(change, base, after, bench.concepts, bench.rng)  # type: ignore[arg-type]
                 yield (after.tone or change), Case(prompt, after, (base,))
+        after = restyled(bench, base)
+        for change, by_name in (("restyle", False), ("restyle_by_name", True)):
+            if differ(bench, base, after):
+                prompt = word_new_style(after.things[0], bench.concepts, bench.rng, by_name=by_name)
+                yield change, Case(prompt, after, (base,))
         small = replace(base, things=(halved(base.things[0]),))  # which leaves room
         after = moved(small, bench.rng)
         yield "move", Case(word_edit("move", small, after, bench.concepts, bench.rng), after, (small,))
@@ -42,6 +46,11 @@ def edit_cases(bench: Bench, grid: Grid = SQUARE) -> Iterator[tuple[str, Case]]:
             for sample in family.samples:
                 if sample.change in ("add", "remove", "replace"):
                     yield sample.change, edit_case(bench, family, sample)
+
+
+def differ(bench: Bench, before: Scene, after: Scene) -> bool:
+    """Tell whether two scenes look different, as a ball and its mirror image do not."""
+    return psnr(bench.paint(after), bench.paint(before)) < UNCHANGED_PSNR_DB
 
 
 def restyled(bench: Bench, scene: Scene) -> Scene:
@@ -74,8 +83,8 @@ def reworded(bench: Bench, file: Path, aspect: str = "square") -> Iterator[tuple
     for number, (change, case) in enumerate(edit_cases(bench, grid_of(*RESOLUTIONS[aspect]))):
         if change in words:
             (thing, *_), text = case.target.things, words[change][number % len(words[change])]
-            colour = thing.tint or case.target.background
-            prompt = text.format(colour=colour, style=list(STYLES)[thing.style])
+            colour, name = thing.tint or case.target.background, bench.concepts[thing.concept].label.lower()
+            prompt = text.format(colour=colour, style=list(STYLES)[thing.style], thing=name)
             if number % 2:
                 case = replace(case, target=squared(case.target), sources=tuple(map(squared, case.sources)))
             yield change, replace(case, prompt=prompt, aspect=aspect)
@@ -109,7 +118,7 @@ def judge_edits(bench: Bench, change: str, cases: Sequence[Case], results: Seque
     """
     if change in ("add", "replace", "expression"):
         return bench.all_in_place(results, cases)
-    if change == "restyle":
+    if change in ("restyle", "restyle_by_name"):
         right = [nearest_style(bench, result, case) for result, case in zip(results, cases, strict=True)]
         return np.array(right) & bench.all_in_place(results, cases)
     unchanged = (bench.paint(replace(case.sources[0], grid=case.target.grid)) for case in cases)

@@ -3,8 +3,8 @@
 `python -m training.further begin --work FOLDER` lays out tokenizer and autoencoder for training.pool.
 `train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions, where edits ask
 for something new and of several pictures in a row, is shown to training.critic. What it draws well already, and edits
-that it makes well, are held to what they were, others to their outcomes; the text encoder stays. The whole model is
-left in FOLDER/further_weights.
+that it makes well, are held to what they were, another style to what a caption of it draws, other edits to their
+outcomes; the text encoder stays. The whole model is left in FOLDER/further_weights.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
-from training.batches import Batch, Latents, Pool, bare, changes, word_plainly
+from training.batches import Batch, Latents, Pool, bare, changes, from_captions, word_plainly
 from training.checkpoints import Average, Run
 from training.critic import View, load_critic
-from training.distill import velocity_at
+from training.distill import known, renewed, velocity_at, walk
 from training.export import export
 from training.families import Sample
 from training.flow import compile_blocks
@@ -41,24 +41,27 @@ from training.reward import (
 )
 from training.scenes import SQUARE
 
-SURE = 4  # captions of a step that the shipped model draws too
-EDITED, RENEWED = 16, 14  # edits of a step: of each walk, half as many where there are many references; drawn anew
+SURE = 3  # captions of a step that the shipped model draws too
+EDITED, RENEWED = 12, 12  # edits of a step: of each walk, half as many where there are many references; drawn anew
+DESCRIBED_SHARE = 0.3  # of the restylings, asked for by the outcome's caption
 JOINED = 25  # pictures of a step in all, in rows and as their references
 PLAIN_SHARE = 0.2  # of the edits, in the plainest words
 DOUBT_WEIGHT = 0.3  # of the doubts about captions
 SURE_WEIGHT, BARE_WEIGHT = 2.0, 4.0  # of what the shipped model draws surely, and of bare background
-NEW_WEIGHT, STAYS_WEIGHT = 0.6, 3.0  # of the doubts about what is new, and of how the rest comes out
+NEW_WEIGHT, STAYS_WEIGHT = 0.5, 2.0  # of the doubts about what is new, and of how the rest comes out
 JOINED_WEIGHT, AROUND_WEIGHT = 0.4, 2.0  # of the doubts about what is joined, and of what is around it
-HELD_WEIGHT, KNOWN_WEIGHT = 20.0, 4.0  # of what the shipped model makes of edits, and of their outcomes
+RESTYLE_WEIGHT = 3.0  # of how far restylings are off what the shipped model draws
+HELD_WEIGHT, KNOWN_WEIGHT = 20.0, 5.0  # of what the shipped model makes of edits, and of their outcomes
 KNOWN = {  # shares of edits and joins that the shipped model makes well
     "background": 0.34, "recolour": 0.19, "mirror": 0.12, "greyscale": 0.09, "brighten": 0.05, "rotate": 0.04,
     "darken": 0.03, "invert": 0.03, "resize": 0.03, "move": 0.02, "insert": 0.02, "grid": 0.02, "stack": 0.01,
     "place": 0.01,
 }  # fmt: skip
-HARD = {"remove": 0.6, "skin": 0.12, "expression": 0.12, "recolour": 0.1, "outline": 0.06}  # and of those it does not
-HARDER = {"replace": 0.75, "add": 0.25}  # and of a second lot of those, half as heavy
-HARD_WEIGHT, HARDER_WEIGHT = 2.0, 1.0  # of their outcomes
-NEW = {"replace": 0.6, "restyle": 0.25, "add": 0.15}  # and of those that draw something new
+HARD = {  # and of those it does not
+    "replace": 0.4, "remove": 0.3, "add": 0.1, "skin": 0.06, "expression": 0.06, "recolour": 0.05, "outline": 0.03,
+}  # fmt: skip
+HARD_WEIGHT = 2.5  # of their outcomes
+NEW = {"replace": 0.8, "add": 0.2}  # and of those that draw something new
 ROWS = {"row": 1.0}  # and of joins that draw their things at another size
 
 
@@ -99,14 +102,27 @@ def word(pool: Pool, samples: Sequence[Sample]) -> list[str]:
     return [plain if pool.rng.random() < PLAIN_SHARE else pool.word(sample) for sample, plain in pairs]
 
 
-def new_edits(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View], bool]]:
-    """Draw endlessly edits that draw something new, what that is, and whether they ask for a style."""
+def restyles(student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool) -> Iterator[Tensor]:
+    """Redraw things in another style; give how far that is off the way the shipped model draws the outcome's caption.
+
+    A mean of outcomes that cannot be foreseen is a blur; what the shipped model draws from the same noise is none.
+    """
+    for shape, samples, captions in changes(pool, {"restyle": 1.0}, told=True):
+        assert captions, "told are those that a caption tells"
+        asked = [Sample(s.target) if pool.rng.random() < DESCRIBED_SHARE else s for s in samples]
+        batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in asked]))
+        goal = renewed(batch, known(shipped, from_captions(pool, batch, captions)))
+        yield from walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5))
+
+
+def new_edits(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View]]]:
+    """Draw endlessly edits that draw something new, and what that is."""
     squares = pool.shapes["edit"].get((SQUARE, SQUARE), [])
     assert look_at_new(pool, [sample for sample in squares if sample.change in NEW]), "or it would look for ever"
     for shape, samples, _ in changes(pool, NEW):
         samples = samples[: BATCH_SCALE * RENEWED]
         if shape == (SQUARE, SQUARE) and (views := look_at_new(pool, samples)):
-            yield latents.batch(pool.draw(shape, samples, word(pool, samples))), views, samples[0].change == "restyle"
+            yield latents.batch(pool.draw(shape, samples, word(pool, samples))), views
 
 
 def joins(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View]]]:
@@ -142,8 +158,8 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     for model in (student, shipped):
         compile_blocks(model)
     scenes, new, rows = Scenes(pool), new_edits(pool, latents), joins(pool, latents)
-    known = edit_walk(student, shipped, latents, pool, KNOWN)
-    hard, harder = (edit_walk(student, None, latents, pool, shares) for shares in (HARD, HARDER))
+    sure, hard = edit_walk(student, shipped, latents, pool, KNOWN), edit_walk(student, None, latents, pool, HARD)
+    redrawn = restyles(student, shipped, latents, pool)
     for _ in run:
         scale = run.learning_rate_scale(warmup=20, decay_from=0.3)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = scale * peak_rate, scale * peak_rate / 2
@@ -152,10 +168,12 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         drawn = caption_losses(student, shipped, critic, asked, behind, generator)
         doubt = DOUBT_WEIGHT * (drawn["named"] + STYLE_SHARE * drawn["styled"])
         (doubt + SURE_WEIGHT * drawn["sure"] + BARE_WEIGHT * drawn["bare"]).backward()  # type: ignore[no-untyped-call]
-        held, outcome = next(known)
+        held, outcome = next(sure)
         (HELD_WEIGHT * held + KNOWN_WEIGHT * outcome).backward()  # type: ignore[no-untyped-call]
-        (_, hard_outcome), (_, harder_outcome) = next(hard), next(harder)
-        (HARD_WEIGHT * hard_outcome + HARDER_WEIGHT * harder_outcome).backward()  # type: ignore[no-untyped-call]
+        _, hard_outcome = next(hard)
+        (HARD_WEIGHT * hard_outcome).backward()  # type: ignore[no-untyped-call]
+        restyled = next(redrawn)
+        (RESTYLE_WEIGHT * restyled).backward()  # type: ignore[no-untyped-call]
         edited = edit_losses(student, critic, *next(new), generator)
         (NEW_WEIGHT * edited["new"] + STAYS_WEIGHT * edited["stays"]).backward()  # type: ignore[no-untyped-call]
         joined = join_losses(student, critic, *next(rows), generator)
@@ -165,8 +183,8 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(student)
-        outcomes = {"held": held, "known": outcome, "hard": hard_outcome, "harder": harder_outcome}
-        run.record(loss=doubt, **drawn, **edited, **joined, **outcomes)
+        walked = {"held": held, "known": outcome, "hard": hard_outcome, "restyled": restyled}
+        run.record(loss=doubt, **drawn, **edited, **joined, **walked)
     assert isinstance(average.module, MiniModel)
     export(average.module, work, work / "further_weights")
 

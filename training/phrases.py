@@ -78,6 +78,13 @@ RESTYLE = (
     "show it in {style} style", "render it in {style} style", "{a_style} rendition", "turn this into {a_style} image",
     "give it {a_style} look", "i want it in {style} style",
 )  # fmt: skip
+RESTYLE_BY_NAME = (
+    "make the {thing} {style}", "turn the {thing} into {style} style", "redraw the {thing} in {style} style",
+    "the {thing} as {a_style} picture", "make the {thing} look {style}", "convert the {thing} to {style} style",
+    "the {style} version of the {thing}", "draw the {thing} again as {a_style} icon", "the {thing} in {style} style",
+    "show the {thing} in {style} style", "render the {thing} in {style} style",
+    "turn the {thing} into {a_style} image", "give the {thing} {a_style} look", "i want the {thing} in {style} style",
+)  # fmt: skip
 BACKGROUND = (
     "change the background to {colour}", "make the background {colour}", "{colour} background",
     "put it on {a_colour} background", "turn the background {colour}", "set the background to {colour}",

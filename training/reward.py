@@ -23,14 +23,15 @@ from training.precision import BATCH_SCALE, DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
 from training.wording import Plainest, caption
 
-DRAWN = 8  # captions of a step
+DRAWN = 6  # captions of a step
 ALONE, TOGETHER = 0.36, 0.54  # shares of the captions: of one thing, of two unlike; the others are of several alike
 COMMON_POWER = 1.2  # by which the first in the list are drawn more often
 DEFAULT_STYLE_SHARE = 0.3  # at least, of the things
 PLAIN_SHARE = 0.25  # of the captions, in the plainest words
-STYLE_SHARE = 0.3  # of the doubts about a style among the others, except where a style alone is asked for
+STYLE_SHARE = 0.3  # of the doubts about a style among the others
 BARE = 0.02  # mean square by which a token shows more than the background
-NEW_SHARE, RESTYLED_SHARE = 0.1, 0.15  # of what differs from the outcome, where that is new: more than one will do
+NEW_SHARE = 0.1  # of what differs from the outcome, where that is new: more than one will do
+JOINED_SHARE = 0.4  # of what is joined
 
 
 class Scenes:
@@ -140,20 +141,14 @@ def look_at_joined(pool: Pool, samples: Sequence[Sample]) -> list[View]:
 
 
 def edit_losses(
-    student: MiniModel,
-    critic: Critic,
-    batch: Batch,
-    views: Sequence[View],
-    is_restyled: bool,
-    generator: torch.Generator,
+    student: MiniModel, critic: Critic, batch: Batch, views: Sequence[View], generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Edit squares, doubt what is new in them, and compare with the outcome: fully only what should stay."""
     pictures = draw(student, replace(batch, target=torch.randn_like(batch.target)))
     error = (pictures - batch.target).square()
-    share = torch.where(differs(batch), RESTYLED_SHARE if is_restyled else NEW_SHARE, 1.0)
+    share = torch.where(differs(batch), NEW_SHARE, 1.0)
     named, styled = doubts(critic, pictures, views, generator)
-    doubted = named + (styled if is_restyled else STYLE_SHARE * styled)
-    return {"new": doubted.sum() / len(pictures), "stays": (share * error).mean()}
+    return {"new": (named + STYLE_SHARE * styled).sum() / len(pictures), "stays": (share * error).mean()}
 
 
 def join_losses(
@@ -162,6 +157,6 @@ def join_losses(
     """Draw squares of several things, doubt each, and compare with the outcome: fully only where that is bare."""
     pictures = draw(student, replace(batch, target=torch.randn_like(batch.target)))
     is_bare = (batch.target - batch.target[:, :1]).square().mean(-1, keepdim=True) < BARE
-    error = torch.where(is_bare, 1.0, NEW_SHARE) * (pictures - batch.target).square()
+    error = torch.where(is_bare, 1.0, JOINED_SHARE) * (pictures - batch.target).square()
     named, styled = doubts(critic, pictures, views, generator)
     return {"joined": (named + STYLE_SHARE * styled).mean(), "around": error.mean()}

@@ -17,6 +17,7 @@ from training.phrases import (
     REMOVE,
     REPLACE,
     RESTYLE,
+    RESTYLE_BY_NAME,
     SMALLER,
     TONES,
     TURNS,
@@ -159,8 +160,7 @@ def word_plain_edit(
         case "rotate":
             return pick(rng, *TURNS[after.quarter_turns])
         case "restyle":
-            style = list(STYLES)[after.things[0].style]
-            return pick(rng, *RESTYLE).format(style=style, a_style=with_article(style))
+            return word_new_style(after.things[0], concepts, rng, by_name=rng.random() < 0.7)
         case "skin":
             return word_new_skin(after.things[0].skin_tone, rng)
         case "expression":
@@ -175,6 +175,13 @@ def word_new_background(background: str, rng: np.random.Generator) -> str:
     if " to " in background:
         return pick(rng, f"put it on a gradient from {background}", f"make the background a {background} gradient")
     return pick(rng, *BACKGROUND).format(colour=background, a_colour=with_article(background))
+
+
+def word_new_style(thing: Thing, concepts: list[Concept], rng: np.random.Generator, *, by_name: bool) -> str:
+    """Ask for the style that a thing has now: of the thing by its name, or of whatever the picture shows."""
+    noun, style = word_concept(concepts[thing.concept], rng), list(STYLES)[thing.style]
+    phrases = RESTYLE_BY_NAME if by_name else RESTYLE
+    return pick(rng, *phrases).format(thing=noun, style=style, a_style=with_article(style))
 
 
 def word_new_skin(tone: str, rng: np.random.Generator) -> str:

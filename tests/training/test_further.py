@@ -1,6 +1,6 @@
 """Check what is held, to what, and what is asked for anew, when the weights that ship go on learning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -9,11 +9,24 @@ from typing import get_args
 import pytest
 import torch
 
-from training.batches import Latents, Pool
+from training import further
+from training.batches import CHANGED_TOGETHER, Batch, Latents, Pool, from_captions
+from training.distill import Goal, known
 from training.families import Sample
-from training.further import HARD, HARDER, JOINED, KNOWN, NEW, ROWS, edit_walk, joins, make_optimizers, new_edits
+from training.further import (
+    HARD,
+    JOINED,
+    KNOWN,
+    NEW,
+    ROWS,
+    edit_walk,
+    joins,
+    make_optimizers,
+    new_edits,
+    restyles,
+)
 from training.model import MiniModel, load_shipped
-from training.precision import DEVICE
+from training.precision import BATCH_SCALE, DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone
 from training.wording import Edit, Join
 
@@ -34,22 +47,47 @@ def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
     assert all(held == 0 and outcome > 0.1 for held, outcome in alone)
 
 
-@pytest.mark.parametrize("shares", [KNOWN, HARD, HARDER, NEW, ROWS])
+@pytest.mark.parametrize("shares", [KNOWN, HARD, NEW, ROWS])
 def test_shares_are_of_changes_that_there_are_and_make_a_whole(shares: dict[str, float]) -> None:
     there_are = {change for kind in (Edit, Join, Layout, Tone) for change in get_args(kind)}
     assert set(shares) <= there_are, "any other would never be drawn"
     assert sum(shares.values()) == pytest.approx(1)
 
 
+def test_a_thing_is_redrawn_as_a_caption_of_the_outcome_is_drawn(
+    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit, walks, words = Sample(1, (0,), "restyle"), [], []
+    pool, latents = with_samples(edit), Latents(small_pool)
+
+    def walked(_: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool) -> Iterator[torch.Tensor]:
+        walks.append((goal, batch))
+        yield torch.zeros(())
+
+    def word(sample: Sample) -> str:
+        words.append(sample)
+        return "a flat apple"
+
+    monkeypatch.setattr(further, "walk", walked)
+    monkeypatch.setattr(pool, "word", word)
+    next(restyles(model, model, latents, pool))
+    ((goal, batch),), count = walks, BATCH_SCALE * CHANGED_TOGETHER
+    assert batch.references.shape == (count, 64, 128)
+    assert set(words) == {edit, Sample(1)}
+    assert 0 < words.count(Sample(1)) < count // 2
+    noise, captions = torch.randn_like(batch.target), count * ["an apple on a blue background"]
+    expected = known(model, from_captions(pool, batch, captions))(noise, (1.0, 0.9))
+    torch.testing.assert_close(goal(noise, (1.0, 0.9)), expected)
+
+
 def test_only_square_edits_that_show_something_new_are_drawn_anew(
     small_pool: Path, with_samples: Callable[..., Pool]
 ) -> None:
-    pool, latents = with_samples(Sample(3, (0,), "replace"), Sample(3, (2,), "restyle")), Latents(small_pool)
+    pool, latents = with_samples(Sample(3, (0,), "replace"), Sample(3, (2,), "add")), Latents(small_pool)
     pool.scenes[3] = replace(pool.scenes[0], things=(Thing(0, 1, POSED_SIZE),))
-    for batch, views, is_restyled in islice(new_edits(pool, latents), 12):
+    for batch, views in islice(new_edits(pool, latents), 12):
         assert batch.grid == SQUARE
         assert batch.reference_grids == (SQUARE,), "no wide reference"
-        assert not is_restyled
         assert {thing for _, thing in views} == set(pool.scenes[3].things)
     pool.scenes[3] = pool.scenes[0]
     with pytest.raises(AssertionError, match="for ever"):

@@ -142,6 +142,7 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
         "add",
         "replace",
         "restyle",
+        "restyle_by_name",
         "expression",
         "object_psnr_db",
     )  # which the judge tells apart, who has learned little
