@@ -33,8 +33,8 @@ def edit_cases(bench: Bench, grid: Grid = SQUARE) -> Iterator[tuple[str, Case]]:
                 prompt = word_edit(change, base, after, bench.concepts, bench.rng)  # type: ignore[arg-type]
                 yield (after.tone or change), Case(prompt, after, (base,))
         after = restyled(bench, base)
-        for change, by_name in (("restyle", False), ("restyle_by_name", True)):
-            if differ(bench, base, after):
+        if differ(bench, base, after):
+            for change, by_name in (("restyle", False), ("restyle_by_name", True)):
                 prompt = word_new_style(after.things[0], bench.concepts, bench.rng, by_name=by_name)
                 yield change, Case(prompt, after, (base,))
         small = replace(base, things=(halved(base.things[0]),))  # which leaves room

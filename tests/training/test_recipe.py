@@ -90,6 +90,34 @@ def short() -> Iterator[None]:
         signal.signal(number, handler)
 
 
+def check_how_often_sorts_are_drawn(drawn_from: batches.Pool) -> None:
+    for kind, sorts in (("plain", THINGS), ("text", 3), ("edit", len(get_args(Edit)))):
+        every = chain.from_iterable(drawn_from.shapes[kind].values())
+        numbers = Counter(drawn_from.sort(kind, sample) for sample in every)
+        assert len(numbers) == sorts
+        drawn = sum(weights.sum() for weights in drawn_from.weights[kind])
+        favours: dict[Hashable, float] = {0: 2, 1: 2, 2: 2} if kind == "plain" else {"tone": 2}
+        assert drawn == pytest.approx(sum(n**0.5 * favours.get(key, 1) for key, n in numbers.items()))
+
+
+def check_figures(work: Path, folder: Path) -> None:
+    """Measure what the model draws, and the true outcomes."""
+    evaluate.evaluate(work, folder / "figures", things=THINGS, size=2)
+    figures = json.loads((folder / "figures" / "figures.json").read_text())
+    assert (figures["things"], figures["cases_per_group"]) == (THINGS, 2)
+    assert set(figures["references"]) == {"row", "insert", "place", "stack"}
+    assert {share for name in ("seen", "pairs", "aspects") for share in figures[name].values()} <= {0, 0.5, 1}
+    page = (folder / "figures" / "failures.md").read_text()
+    assert ("| references_stack |" in page) == (figures["references"]["stack"] < 1)
+    evaluate.evaluate(work, folder / "real", things=THINGS, size=2, of_real=True)
+    real = json.loads((folder / "real" / "possible.json").read_text())
+    judged = {"add", "replace", "restyle", "restyle_by_name", "expression"}  # by the judge, who has learned little
+    assert judged < set(real["edits"])
+    assert {share for change, share in real["edits"].items() if change not in {*judged, "object_psnr_db"}} == {1}
+    assert {"restyle", "restyle_by_name"} < set(figures["plain_words"])
+    assert real["counts"] == real["backgrounds"] == {"right": 1}
+
+
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:Mismatch dtype:UserWarning")
 def test_the_recipe_makes_a_model_that_draws_and_edits(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,14 +130,7 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     autoencoder.train("canvas", work, MINUTES)
     pool.build(work, families=16, seed=0)
     monkeypatch.setattr(batches, "COMMON_THINGS", 3)
-    drawn_from = batches.Pool(work)
-    for kind, sorts in (("plain", THINGS), ("text", 3), ("edit", len(get_args(Edit)))):
-        every = chain.from_iterable(drawn_from.shapes[kind].values())
-        numbers = Counter(drawn_from.sort(kind, sample) for sample in every)
-        assert len(numbers) == sorts
-        drawn = sum(weights.sum() for weights in drawn_from.weights[kind])
-        favours: dict[Hashable, float] = {0: 2, 1: 2, 2: 2} if kind == "plain" else {"tone": 2}
-        assert drawn == pytest.approx(sum(n**0.5 * favours.get(key, 1) for key, n in numbers.items()))
+    check_how_often_sorts_are_drawn(batches.Pool(work))
     monkeypatch.setattr(flow, "SAMPLES_EVERY_MINUTES", 0)
     monkeypatch.setattr(samples, "PROMPTS", samples.PROMPTS[:8])
     monkeypatch.setattr(samples, "CARD", replace(samples.CARD, steps=2))
@@ -129,26 +150,7 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     small = {aspect: (width // 2, height // 2) for aspect, (width, height) in RESOLUTIONS.items()}
     monkeypatch.setattr(bench, "RESOLUTIONS", small)
     monkeypatch.setattr(fidelity, "SIZE", small["square"])
-    evaluate.evaluate(work, tmp_path / "figures", things=THINGS, size=2)
-    figures = json.loads((tmp_path / "figures" / "figures.json").read_text())
-    assert (figures["things"], figures["cases_per_group"]) == (THINGS, 2)
-    assert set(figures["references"]) == {"row", "insert", "place", "stack"}
-    assert {share for name in ("seen", "pairs", "aspects") for share in figures[name].values()} <= {0, 0.5, 1}
-    page = (tmp_path / "figures" / "failures.md").read_text()
-    assert ("| references_stack |" in page) == (figures["references"]["stack"] < 1)
-    evaluate.evaluate(work, tmp_path / "real", things=THINGS, size=2, of_real=True)
-    real = json.loads((tmp_path / "real" / "possible.json").read_text())
-    named = (
-        "add",
-        "replace",
-        "restyle",
-        "restyle_by_name",
-        "expression",
-        "object_psnr_db",
-    )  # which the judge tells apart, who has learned little
-    assert {share for change, share in real["edits"].items() if change not in named} == {1}
-    assert real["counts"] == real["backgrounds"] == {"right": 1}
-
+    check_figures(work, tmp_path)
     drawn = pipeline.generate(ImageRequest("a thing 3", *RESOLUTIONS["square"], 0)).image
     edited = pipeline.generate(ImageRequest("mirror it", *RESOLUTIONS["portrait"], 0, (drawn,))).image
     assert (drawn.size, edited.size) == (RESOLUTIONS["square"], RESOLUTIONS["portrait"])

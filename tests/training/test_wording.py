@@ -9,7 +9,7 @@ from training.data import STYLES, Concept
 from training.evaluate import HELD_OUT_WORDS
 from training.phrases import BIGGER, SMALLER
 from training.scenes import SQUARE, Scene, Thing, default_style
-from training.wording import Edit, caption, plural, word_edit, word_layout, word_relation
+from training.wording import Edit, caption, plural, word_edit, word_layout, word_new_style, word_relation
 
 CONCEPTS = [Concept("red apple", ("apple",)), Concept("dog", ())]
 
@@ -80,6 +80,9 @@ def test_instructions_name_their_outcome() -> None:
     restyled = [word_edit("restyle", before, after, CONCEPTS, rng) for _ in range(60)]
     assert all("flat" in text for text in restyled)
     assert 30 < sum("apple" in text for text in restyled) < 55
+    for by_name in (False, True):
+        asked = [word_new_style(after.things[0], CONCEPTS, rng, by_name=by_name) for _ in range(40)]
+        assert {"apple" in text for text in asked} == {by_name}
     assert word_layout("row", after, rng).endswith("on an orange background")
     alone = Scene(before.things[:1], "white", SQUARE)
     assert "dog" in word_edit("remove", before, alone, CONCEPTS, rng)
