@@ -15,9 +15,10 @@ from training.families import Family, Sample, changed_scenes, joined_things, mov
 from training.measures import is_exact, psnr
 from training.people import draw_people
 from training.scenes import COLOURS, POSED_SIZE, SQUARE, Layout, Scene, Thing, arrange, columns_of, grid_of, halved
-from training.wording import word_edit, word_join, word_new_style
+from training.wording import caption, word_edit, word_join, word_new_style
 
 UNCHANGED_PSNR_DB, KEPT_PSNR_DB = 30.0, 20.0
+RESTYLES = ("restyle", "restyle_by_name", "restyle_described")  # it; the thing by its name; what should come
 
 
 def edit_cases(bench: Bench, grid: Grid = SQUARE) -> Iterator[tuple[str, Case]]:
@@ -34,9 +35,10 @@ def edit_cases(bench: Bench, grid: Grid = SQUARE) -> Iterator[tuple[str, Case]]:
                 yield (after.tone or change), Case(prompt, after, (base,))
         after = restyled(bench, base)
         if differ(bench, base, after):
-            for change, by_name in (("restyle", False), ("restyle_by_name", True)):
-                prompt = word_new_style(after.things[0], bench.concepts, bench.rng, by_name=by_name)
-                yield change, Case(prompt, after, (base,))
+            new, words = after.things[0], (bench.concepts, bench.rng)
+            yield "restyle", Case(word_new_style(new, *words, by_name=False), after, (base,))
+            yield "restyle_by_name", Case(word_new_style(new, *words, by_name=True), after, (base,))
+            yield "restyle_described", Case(caption(after, *words), after, (base,))
         small = replace(base, things=(halved(base.things[0]),))  # which leaves room
         after = moved(small, bench.rng)
         yield "move", Case(word_edit("move", small, after, bench.concepts, bench.rng), after, (small,))
@@ -118,7 +120,7 @@ def judge_edits(bench: Bench, change: str, cases: Sequence[Case], results: Seque
     """
     if change in ("add", "replace", "expression"):
         return bench.all_in_place(results, cases)
-    if change in ("restyle", "restyle_by_name"):
+    if change in RESTYLES:
         right = [nearest_style(bench, result, case) for result, case in zip(results, cases, strict=True)]
         return np.array(right) & bench.all_in_place(results, cases)
     unchanged = (bench.paint(replace(case.sources[0], grid=case.target.grid)) for case in cases)

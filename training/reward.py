@@ -30,8 +30,7 @@ DEFAULT_STYLE_SHARE = 0.3  # at least, of the things
 PLAIN_SHARE = 0.25  # of the captions, in the plainest words
 STYLE_SHARE = 0.3  # of the doubts about a style among the others
 BARE = 0.02  # mean square by which a token shows more than the background
-NEW_SHARE = 0.1  # of what differs from the outcome, where that is new: more than one will do
-JOINED_SHARE = 0.4  # of what is joined
+NEW_SHARE = 0.1  # of what differs from the outcome, where that is new or joined: more than one will do
 
 
 class Scenes:
@@ -157,6 +156,6 @@ def join_losses(
     """Draw squares of several things, doubt each, and compare with the outcome: fully only where that is bare."""
     pictures = draw(student, replace(batch, target=torch.randn_like(batch.target)))
     is_bare = (batch.target - batch.target[:, :1]).square().mean(-1, keepdim=True) < BARE
-    error = torch.where(is_bare, 1.0, JOINED_SHARE) * (pictures - batch.target).square()
+    error = torch.where(is_bare, 1.0, NEW_SHARE) * (pictures - batch.target).square()
     named, styled = doubts(critic, pictures, views, generator)
     return {"joined": (named + STYLE_SHARE * styled).mean(), "around": error.mean()}

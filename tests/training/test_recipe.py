@@ -42,6 +42,7 @@ from training import (
 from training.art import HELD_OUT_PHOTOS
 from training.autoencoder import load_average
 from training.data import EMOJIBASE, SKIN_TONES, SPRITE_PX, STYLES
+from training.edits import RESTYLES
 from training.model import SHIPPED, load_model, load_shipped
 from training.wording import Edit
 
@@ -111,10 +112,10 @@ def check_figures(work: Path, folder: Path) -> None:
     assert ("| references_stack |" in page) == (figures["references"]["stack"] < 1)
     evaluate.evaluate(work, folder / "real", things=THINGS, size=2, of_real=True)
     real = json.loads((folder / "real" / "possible.json").read_text())
-    judged = {"add", "replace", "restyle", "restyle_by_name", "expression"}  # by the judge, who has learned little
+    judged = {"add", "replace", *RESTYLES, "expression"}  # by the judge, who has learned little
     assert judged < set(real["edits"])
     assert {share for change, share in real["edits"].items() if change not in {*judged, "object_psnr_db"}} == {1}
-    assert {"restyle", "restyle_by_name"} < set(figures["plain_words"])
+    assert set(RESTYLES) < set(figures["plain_words"])
     assert real["counts"] == real["backgrounds"] == {"right": 1}
 
 
