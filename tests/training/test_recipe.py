@@ -42,8 +42,9 @@ from training import (
 from training.art import HELD_OUT_PHOTOS
 from training.autoencoder import load_average
 from training.data import EMOJIBASE, SKIN_TONES, SPRITE_PX, STYLES
-from training.edits import RESTYLES
+from training.edits import RESTYLES, edit_cases
 from training.model import SHIPPED, load_model, load_shipped
+from training.scenes import default_style
 from training.wording import Edit
 
 THINGS, PEOPLE = 17, 1
@@ -119,6 +120,20 @@ def check_figures(work: Path, folder: Path) -> None:
     assert real["counts"] == real["backgrounds"] == {"right": 1}
 
 
+def check_words_of_restylings(work: Path, folder: Path) -> None:
+    """See that each wording tells what it should: the new style, and but for the first the thing."""
+    asker = bench.Bench(work, folder, None, THINGS, 8)
+    cases = [(change, case) for change, case in edit_cases(asker) if change in RESTYLES]
+    assert {change for change, _ in cases} == set(RESTYLES)
+    for change, case in cases:
+        (new,) = case.target.things
+        concept = asker.concepts[new.concept]
+        names = [name.lower() for name in (concept.label, *concept.aliases)]
+        assert any(name in case.prompt for name in names) == (change != "restyle")
+        goes_without = change == "restyle_described" and new.style == default_style(concept)
+        assert goes_without or list(STYLES)[new.style] in case.prompt
+
+
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:Mismatch dtype:UserWarning")
 def test_the_recipe_makes_a_model_that_draws_and_edits(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -152,6 +167,7 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     monkeypatch.setattr(bench, "RESOLUTIONS", small)
     monkeypatch.setattr(fidelity, "SIZE", small["square"])
     check_figures(work, tmp_path)
+    check_words_of_restylings(work, tmp_path)
     drawn = pipeline.generate(ImageRequest("a thing 3", *RESOLUTIONS["square"], 0)).image
     edited = pipeline.generate(ImageRequest("mirror it", *RESOLUTIONS["portrait"], 0, (drawn,))).image
     assert (drawn.size, edited.size) == (RESOLUTIONS["square"], RESOLUTIONS["portrait"])
