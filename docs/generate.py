@@ -11,7 +11,7 @@ from openklein.cli.main import build_parser
 from openklein.settings import Settings, env_name, flag_name
 
 DOCS = Path(__file__).parent
-RESTYLES = ("restyle", "restyle_by_name", "restyle_described")
+RESTYLES = ("restyle", "restyle_by_name", "restyle_described")  # as training.edits asks for another style
 FIGURES = (  # what klein-mini's card calls it; its group; its names there; the goal
     ("one thing by its name alone: named first", "by_name", ("top_1",), None),
     ("within the judge's first five", "by_name", ("top_5",), None),
@@ -32,12 +32,12 @@ FIGURES = (  # what klein-mini's card calls it; its group; its names there; the 
     ("edits in the README's words: background", "plain_words", ("background",), 0.95),
     ("mirror, greyscale so", "plain_words", ("mirror", "greyscale"), 0.95),
     ("recolour, resize so", "plain_words", ("recolour", "resize"), None),
-    ("restyle so: told it, told the thing, described", "plain_words", RESTYLES, None),
+    ("another style so: of it, of the thing by its name, described", "plain_words", RESTYLES, None),
     ("background so, and the thing kept at 20 dB or more", "plain_words", ("coloured_and_kept",), 0.80),
     ("such edits in landscape, the default: background", "landscape_words", ("background",), None),
     ("mirror, greyscale", "landscape_words", ("mirror", "greyscale"), None),
     ("recolour, resize", "landscape_words", ("recolour", "resize"), None),
-    ("restyle: it, the thing, described", "landscape_words", RESTYLES, None),
+    ("another style: of it, of the thing by its name, described", "landscape_words", RESTYLES, None),
     ("edits in many words: background", "edits", ("background",), 0.95),
     ("mirror", "edits", ("mirror",), 0.95),
     ("rotate", "edits", ("rotate",), 0.95),
@@ -45,7 +45,7 @@ FIGURES = (  # what klein-mini's card calls it; its group; its names there; the 
     ("invert, brighten, darken, outline", "edits", ("invert", "brighten", "darken", "outline"), None),
     ("recolour", "edits", ("recolour",), 0.95),
     ("move, resize", "edits", ("move", "resize"), None),
-    ("restyle: it, the thing, described", "edits", RESTYLES, 0.80),
+    ("another style: of it, of the thing by its name, described", "edits", RESTYLES, 0.80),
     ("skin tone, expression of a face", "edits", ("skin", "expression"), None),
     ("add, remove, replace", "edits", ("add", "remove", "replace"), 0.80),
     ("several references: in a row, in a grid", "references", ("row", "grid"), 0.85),
@@ -55,7 +55,7 @@ FIGURES = (  # what klein-mini's card calls it; its group; its names there; the 
     ("prompts in words no training prompt has used: named first", "held_out_words", ("caption_top_1",), None),
     ("edits in such words: background", "held_out_words", ("background",), None),
     ("mirror, greyscale", "held_out_words", ("mirror", "greyscale"), None),
-    ("recolour, restyle", "held_out_words", ("recolour", "restyle"), None),
+    ("recolour, another style of it", "held_out_words", ("recolour", "restyle"), None),
     ("thirty guided steps before distillation: named first", "teacher", ("top_1",), None),
 )
 BEGIN, END = "<!-- generated: make docs -->\n", "<!-- end of generated -->\n"
