@@ -29,6 +29,7 @@ from training.wording import Edit, Join, caption, word_edit, word_join, word_lay
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 SQUARE_SHARE = 0.75  # of the pictures: all but edits of one picture happens there
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
+ROWS_OF_A_FAMILY = 6  # for each four things: a few hundred rows in all are learned by heart
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,16 +271,18 @@ def joined_things(pairs: list[tuple[int, int]], styles: list[int], rng: np.rando
 
 
 def several_things(pairs: list[tuple[int, int]], rng: np.random.Generator) -> Family:
-    """Draw two to four things each alone, and all together."""
+    """Draw four things each alone, then some of them together, in any order: often in a row, once in a grid."""
     family = Family()
     things = [Thing(concept, style, POSED_SIZE) for concept, style in pairs]
     for thing in things:
         family.samples.append(Sample(family.add(Scene((thing,), draw_background(rng), SQUARE))))
-    layout: Layout = "grid" if len(things) > 2 and rng.random() < 0.5 else "row"
     names = list(COLOURS)
-    background = "white" if rng.random() < 0.6 else names[rng.integers(len(names))]
-    target = family.add(Scene(arrange(things, columns_of(layout, len(things)), SQUARE), background, SQUARE))
-    family.samples.append(Sample(target, tuple(range(len(things))), layout))
+    for number in range(1 + ROWS_OF_A_FAMILY):
+        layout: Layout = "row" if number else "grid"
+        chosen = rng.permutation(len(things))[: rng.integers(2 if number else 3, len(things) + 1)].tolist()
+        background = "white" if rng.random() < 0.6 else names[rng.integers(len(names))]
+        together = arrange([things[i] for i in chosen], columns_of(layout, len(chosen)), SQUARE)
+        family.samples.append(Sample(family.add(Scene(together, background, SQUARE)), tuple(chosen), layout))
     return family
 
 
@@ -299,7 +302,7 @@ def draw_family(number: int, order: list[int], styles: list[list[int]], rng: np.
         case 5:
             return many_of_a_kind(*take(1, alike=True)[0], rng)
         case 6:
-            return several_things(take(int(rng.integers(2, 5))), rng)
+            return several_things(take(4), rng)
         case 7:
             pairs = take(2)
             return joined_things(pairs, styles[pairs[0][0]], rng)

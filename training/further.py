@@ -3,8 +3,8 @@
 `python -m training.further begin --work FOLDER` lays out tokenizer and autoencoder for training.pool.
 `train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions, where edits ask
 for something new and of several pictures in a row, is shown to training.critic. What it draws well already, and edits
-that it makes well, are held to what they were, another style to what a caption of it draws, other edits to their
-outcomes; the text encoder stays. The whole model is left in FOLDER/further_weights.
+that it makes well, are held to what they were, another style or thing to what a caption of it draws, other edits to
+their outcomes; the text encoder stays. The whole model is left in FOLDER/further_weights.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
 from training.batches import Batch, Latents, Pool, bare, changes, from_captions, word_plainly
 from training.checkpoints import Average, Run
-from training.critic import View, load_critic
+from training.critic import Critic, View, load_critic
 from training.distill import known, renewed, velocity_at, walk
 from training.export import export
 from training.families import Sample
@@ -43,26 +43,29 @@ from training.scenes import SQUARE
 
 SURE = 3  # captions of a step that the shipped model draws too
 EDITED, RENEWED = 12, 12  # edits of a step: of each walk, half as many where there are many references; drawn anew
-DESCRIBED_SHARE = 0.3  # of the restylings, asked for by the outcome's caption
+DESCRIBED_SHARE = {"restyle": 0.35}  # of a change, asked for by the outcome's caption
 JOINED = 25  # pictures of a step in all, in rows and as their references
 PLAIN_SHARE = 0.2  # of the edits, in the plainest words
-DOUBT_WEIGHT = 0.3  # of the doubts about captions
-SURE_WEIGHT, BARE_WEIGHT = 2.0, 4.0  # of what the shipped model draws surely, and of bare background
-NEW_WEIGHT, STAYS_WEIGHT = 0.5, 2.0  # of the doubts about what is new, and of how the rest comes out
-JOINED_WEIGHT, AROUND_WEIGHT = 0.4, 2.0  # of the doubts about what is joined, and of what is around it
-RESTYLE_WEIGHT = 3.0  # of how far restylings are off what the shipped model draws
-HELD_WEIGHT, KNOWN_WEIGHT = 20.0, 5.0  # of what the shipped model makes of edits, and of their outcomes
+WEIGHTS = {  # of each loss among the others
+    "named": 0.3, "styled": 0.3 * STYLE_SHARE,  # doubts about captions
+    "sure": 2.0, "bare": 4.0,  # how far off what the shipped model draws surely is, and bare background
+    "held": 20.0, "known": 5.0,  # how far off what the shipped model makes of edits is, and their outcomes
+    "hard": 2.5,  # how far off the outcomes of other edits are
+    "restyle": 3.0, "replace": 3.0,  # how far what is new in them is off what the shipped model draws
+    "new": 0.5, "stays": 2.0,  # doubts about what is new, and how the rest comes out
+    "joined": 0.4, "around": 2.0,  # doubts about what is joined, and what is around it
+}  # fmt: skip
 KNOWN = {  # shares of edits and joins that the shipped model makes well
     "background": 0.34, "recolour": 0.19, "mirror": 0.12, "greyscale": 0.09, "brighten": 0.05, "rotate": 0.04,
     "darken": 0.03, "invert": 0.03, "resize": 0.03, "move": 0.02, "insert": 0.02, "grid": 0.02, "stack": 0.01,
     "place": 0.01,
 }  # fmt: skip
 HARD = {  # and of those it does not
-    "replace": 0.4, "remove": 0.3, "add": 0.1, "skin": 0.06, "expression": 0.06, "recolour": 0.05, "outline": 0.03,
+    "remove": 0.5, "skin": 0.13, "replace": 0.1, "add": 0.1, "recolour": 0.08, "expression": 0.06, "outline": 0.03,
 }  # fmt: skip
-HARD_WEIGHT = 2.5  # of their outcomes
 NEW = {"replace": 0.8, "add": 0.2}  # and of those that draw something new
 ROWS = {"row": 1.0}  # and of joins that draw their things at another size
+Losses = dict[str, Tensor]
 
 
 def begin(work: Path) -> None:
@@ -75,10 +78,10 @@ def begin(work: Path) -> None:
 
 def edit_walk(
     student: MiniModel, shipped: MiniModel | None, latents: Latents, pool: Pool, shares: dict[str, float]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Edit again and again as the student does; give how far its velocity is off the shipped model's, and the outcome.
+) -> Iterator[Losses]:
+    """Edit again and again as the student does; give how far its velocity is off the outcome.
 
-    The first of the two is nothing where there is no shipped model to be held to.
+    With the shipped model, give how far it is off that one's velocity too.
     """
     for shape, samples, _ in changes(pool, shares):
         samples = samples[: BATCH_SCALE * (EDITED if len(shape) < 4 else EDITED // 2)]
@@ -90,9 +93,9 @@ def edit_walk(
             if shipped:
                 with torch.no_grad():
                     was = velocity_at(shipped, batch, tokens, here)
-                yield (velocity - was).square().mean(), outcome
+                yield {"held": (velocity - was).square().mean(), "known": outcome}
             else:
-                yield 0 * outcome, outcome
+                yield {"hard": outcome}
             tokens = tokens + (there - here) * velocity.detach()
 
 
@@ -102,17 +105,19 @@ def word(pool: Pool, samples: Sequence[Sample]) -> list[str]:
     return [plain if pool.rng.random() < PLAIN_SHARE else pool.word(sample) for sample, plain in pairs]
 
 
-def restyles(student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool) -> Iterator[Tensor]:
-    """Redraw things in another style; give how far that is off the way the shipped model draws the outcome's caption.
+def redraws(student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool, change: str) -> Iterator[Losses]:
+    """Draw things in another style, or others; give how far off the shipped model's drawing of the outcome's caption.
 
     A mean of outcomes that cannot be foreseen is a blur; what the shipped model draws from the same noise is none.
     """
-    for shape, samples, captions in changes(pool, {"restyle": 1.0}, told=True):
+    for shape, samples, captions in changes(pool, {change: 1.0}, told=True):
         assert captions, "told are those that a caption tells"
-        asked = [Sample(s.target) if pool.rng.random() < DESCRIBED_SHARE else s for s in samples]
+        share = DESCRIBED_SHARE.get(change, 0.0)
+        asked = [Sample(s.target) if pool.rng.random() < share else s for s in samples]
         batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in asked]))
         goal = renewed(batch, known(shipped, from_captions(pool, batch, captions)))
-        yield from walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5))
+        for off in walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5)):
+            yield {change: off}
 
 
 def new_edits(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View]]]:
@@ -144,6 +149,32 @@ def make_optimizers(student: MiniModel, rate: float) -> list[torch.optim.Optimiz
     return [Muon(matrices, rate), torch.optim.AdamW(others, rate / 2, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
+def captioned(
+    student: MiniModel, shipped: MiniModel, critic: Critic, pool: Pool, latents: Latents, generator: torch.Generator
+) -> Iterator[Losses]:
+    """Draw captions again and again; give the losses of training.reward."""
+    scenes = Scenes(pool)
+    while True:
+        asked = ask(scenes)
+        behind = bare(pool, latents, asked.backgrounds[: BATCH_SCALE * SURE])
+        yield caption_losses(student, shipped, critic, asked, behind, generator)
+
+
+def lessons(
+    student: MiniModel, shipped: MiniModel, critic: Critic, pool: Pool, latents: Latents, generator: torch.Generator
+) -> list[tuple[int, Iterator[Losses]]]:
+    """List what is learned, each every so many steps: what goes through all four steps takes two seconds and more."""
+    return [
+        (1, redraws(student, shipped, latents, pool, "restyle")),
+        (1, redraws(student, shipped, latents, pool, "replace")),
+        (2, captioned(student, shipped, critic, pool, latents, generator)),
+        (2, edit_walk(student, shipped, latents, pool, KNOWN)),
+        (3, edit_walk(student, None, latents, pool, HARD)),
+        (2, (join_losses(student, critic, *row, generator) for row in joins(pool, latents))),
+        (4, (edit_losses(student, critic, *edit, generator) for edit in new_edits(pool, latents))),
+    ]
+
+
 def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     """Have the transformer that ships draw and edit what a critic can name; leave it in `work / "further_weights"`."""
     torch.manual_seed(0)
@@ -157,34 +188,21 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     generator = torch.Generator(DEVICE).manual_seed(run.step)
     for model in (student, shipped):
         compile_blocks(model)
-    scenes, new, rows = Scenes(pool), new_edits(pool, latents), joins(pool, latents)
-    sure, hard = edit_walk(student, shipped, latents, pool, KNOWN), edit_walk(student, None, latents, pool, HARD)
-    redrawn = restyles(student, shipped, latents, pool)
+    learned = lessons(student, shipped, critic, pool, latents, generator)
     for _ in run:
         scale = run.learning_rate_scale(warmup=20, decay_from=0.3)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = scale * peak_rate, scale * peak_rate / 2
-        asked = ask(scenes)
-        behind = bare(pool, latents, asked.backgrounds[: BATCH_SCALE * SURE])
-        drawn = caption_losses(student, shipped, critic, asked, behind, generator)
-        doubt = DOUBT_WEIGHT * (drawn["named"] + STYLE_SHARE * drawn["styled"])
-        (doubt + SURE_WEIGHT * drawn["sure"] + BARE_WEIGHT * drawn["bare"]).backward()  # type: ignore[no-untyped-call]
-        held, outcome = next(sure)
-        (HELD_WEIGHT * held + KNOWN_WEIGHT * outcome).backward()  # type: ignore[no-untyped-call]
-        _, hard_outcome = next(hard)
-        (HARD_WEIGHT * hard_outcome).backward()  # type: ignore[no-untyped-call]
-        restyled = next(redrawn)
-        (RESTYLE_WEIGHT * restyled).backward()  # type: ignore[no-untyped-call]
-        edited = edit_losses(student, critic, *next(new), generator)
-        (NEW_WEIGHT * edited["new"] + STAYS_WEIGHT * edited["stays"]).backward()  # type: ignore[no-untyped-call]
-        joined = join_losses(student, critic, *next(rows), generator)
-        (JOINED_WEIGHT * joined["joined"] + AROUND_WEIGHT * joined["around"]).backward()  # type: ignore[no-untyped-call]
+        for number, (every, losses) in enumerate(learned):
+            if (run.step + number) % every == 0:
+                drawn = next(losses)
+                loss = every * torch.stack([WEIGHTS[name] * value for name, value in drawn.items()]).sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+                run.record(loss=loss, **drawn)
         nn.utils.clip_grad_norm_(student.transformer.parameters(), 1.0)
         for optimizer in (muon, adam):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(student)
-        walked = {"held": held, "known": outcome, "hard": hard_outcome, "restyled": restyled}
-        run.record(loss=doubt, **drawn, **edited, **joined, **walked)
     assert isinstance(average.module, MiniModel)
     export(average.module, work, work / "further_weights")
 

@@ -9,7 +9,9 @@ import pytest
 
 from training.data import STYLES, is_held_out, read_concepts
 from training.families import (
+    ROWS_OF_A_FAMILY,
     Family,
+    Sample,
     counted,
     draw_family,
     draw_sample,
@@ -206,15 +208,23 @@ def test_as_many_are_shown_as_are_counted(count: int, rows: list[int]) -> None:
     assert [n for _, n in sorted(Counter(t.y for t in things).items())] == rows
 
 
-def test_several_things_keep_their_order_and_style() -> None:
-    chosen = [(3, 0), (7, 2), (9, 1)]
+def test_several_things_come_together_often_each_time_in_the_order_and_style_of_the_references() -> None:
+    chosen = [(3, 0), (7, 2), (9, 1), (4, 3)]
     family = several_things(chosen, np.random.default_rng(0))
-    together = family.samples[-1]
-    assert [(t.concept, t.style) for t in family.scenes[together.target].things] == chosen
-    assert [
-        (family.scenes[i].things[0].concept, family.scenes[i].things[0].style) for i in together.references
-    ] == chosen
-    assert together.change in ("row", "grid")
+    alone, joins = family.samples[:4], family.samples[4:]
+
+    def shown(sample: Sample) -> list[tuple[int, int]]:
+        return [(thing.concept, thing.style) for thing in family.scenes[sample.target].things]
+
+    assert [shown(sample) for sample in alone] == [[pair] for pair in chosen]
+    assert all(shown(join) == [chosen[i] for i in join.references] for join in joins)
+    assert Counter(join.change for join in joins) == {"grid": 1, "row": ROWS_OF_A_FAMILY}
+    rows = [join.references for join in joins if join.change == "row"]
+    assert {len(references) for references in rows} == {2, 3, 4}
+    assert len(set(rows)) == len(rows) > 1
+    assert any(list(references) != sorted(references) for references in rows)
+    drawn = draw_family(6, list(range(8)), 8 * [[0]], np.random.default_rng(0))
+    assert sum(not sample.references for sample in drawn.samples) == 4, "a row may have four"
 
 
 def test_held_out_pairs_are_never_shown() -> None:

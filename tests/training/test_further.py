@@ -23,7 +23,7 @@ from training.further import (
     joins,
     make_optimizers,
     new_edits,
-    restyles,
+    redraws,
 )
 from training.model import MiniModel, load_shipped
 from training.precision import BATCH_SCALE, DEVICE
@@ -41,10 +41,10 @@ def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
     other: MiniModel = load_shipped()[0].to(DEVICE).requires_grad_(False)
     torch.nn.init.normal_(other.transformer.proj_out.weight, std=0.1)
     same = list(islice(edit_walk(shipped, shipped, latents, pool, {"mirror": 1.0}), 4))
-    assert all(held == 0 and outcome > 0.1 for held, outcome in same)
-    assert all(held > 0.1 for held, _ in islice(edit_walk(other, shipped, latents, pool, {"mirror": 1.0}), 4))
+    assert all(off["held"] == 0 and off["known"] > 0.1 for off in same)
+    assert all(off["held"] > 0.1 for off in islice(edit_walk(other, shipped, latents, pool, {"mirror": 1.0}), 4))
     alone = list(islice(edit_walk(other, None, latents, pool, {"mirror": 1.0}), 4))
-    assert all(held == 0 and outcome > 0.1 for held, outcome in alone)
+    assert all(off.keys() == {"hard"} and off["hard"] > 0.1 for off in alone)
 
 
 @pytest.mark.parametrize("shares", [KNOWN, HARD, NEW, ROWS])
@@ -54,15 +54,20 @@ def test_shares_are_of_changes_that_there_are_and_make_a_whole(shares: dict[str,
     assert sum(shares.values()) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("change", ["restyle", "replace"])
 def test_a_thing_is_redrawn_as_a_caption_of_the_outcome_is_drawn(
-    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    model: MiniModel,
+    small_pool: Path,
+    with_samples: Callable[..., Pool],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Edit,
 ) -> None:
-    edit, walks, words = Sample(1, (0,), "restyle"), [], []
+    edit, walks, words = Sample(1, (0,), change), [], []
     pool, latents = with_samples(edit), Latents(small_pool)
 
     def walked(_: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool) -> Iterator[torch.Tensor]:
         walks.append((goal, batch))
-        yield torch.zeros(())
+        yield torch.ones(())
 
     def word(sample: Sample) -> str:
         words.append(sample)
@@ -70,11 +75,11 @@ def test_a_thing_is_redrawn_as_a_caption_of_the_outcome_is_drawn(
 
     monkeypatch.setattr(further, "walk", walked)
     monkeypatch.setattr(pool, "word", word)
-    next(restyles(model, model, latents, pool))
+    assert next(redraws(model, model, latents, pool, change)) == {change: 1}
     ((goal, batch),), count = walks, BATCH_SCALE * CHANGED_TOGETHER
     assert batch.references.shape == (count, 64, 128)
-    assert set(words) == {edit, Sample(1)}
-    assert 0 < words.count(Sample(1)) < count // 2
+    assert set(words) == ({edit, Sample(1)} if change == "restyle" else {edit})
+    assert words.count(Sample(1)) < count
     noise, captions = torch.randn_like(batch.target), count * ["an apple on a blue background"]
     expected = known(model, from_captions(pool, batch, captions))(noise, (1.0, 0.9))
     torch.testing.assert_close(goal(noise, (1.0, 0.9)), expected)

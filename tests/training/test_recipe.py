@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -173,6 +173,19 @@ def test_the_recipe_makes_a_model_that_draws_and_edits(
     assert (drawn.size, edited.size) == (RESOLUTIONS["square"], RESOLUTIONS["portrait"])
 
 
+def learn_all_at_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no turns, so that the first step has every loss."""
+    lessons = further.lessons
+
+    def without_turns(*of: Any) -> list[tuple[int, Iterator[further.Losses]]]:
+        return [(1, losses) for _, losses in lessons(*of)]
+
+    monkeypatch.setattr(further, "lessons", without_turns)
+    further.train(work, MINUTES)
+    logged = [json.loads(line) for line in (work / "further" / "loss.jsonl").read_text().splitlines()]
+    assert set().union(*logged) == {"step", "minutes", "loss", *further.WEIGHTS}
+
+
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:Mismatch dtype:UserWarning")
 def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -185,7 +198,7 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(
     monkeypatch.setattr(reward, "DRAWN", 4)
     for name in ("SURE", "EDITED", "RENEWED"):
         monkeypatch.setattr(further, name, 2)
-    further.train(work, MINUTES)
+    learn_all_at_once(work, monkeypatch)
     learned = load_average(work / "further")
     for part, stays in (("autoencoder", True), ("text_encoder", True), ("transformer", False)):
         ships, left = (load_file(f / f"{part}.safetensors") for f in (SHIPPED, work / "further_weights"))
