@@ -29,7 +29,7 @@ from training.wording import Edit, Join, caption, word_edit, word_join, word_lay
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 SQUARE_SHARE = 0.75  # of the pictures: all but edits of one picture happens there
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
-ROWS_OF_A_FAMILY = 6  # for each four things: a few hundred rows in all are learned by heart
+ROWS_OF_A_FAMILY = 6  # for each four things, since a row is but one picture more
 
 
 @dataclass(frozen=True, slots=True)
