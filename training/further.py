@@ -43,7 +43,7 @@ from training.scenes import SQUARE
 
 SURE = 3  # captions of a step that the shipped model draws too
 EDITED, RENEWED = 12, 12  # edits of a step: of each walk, half as many where there are many references; drawn anew
-DESCRIBED_SHARE = {"restyle": 0.35}  # of a change, asked for by the outcome's caption
+DESCRIBED_SHARE = 0.35  # of the restylings, asked for by the outcome's caption
 JOINED = 25  # pictures of a step in all, in rows and as their references
 PLAIN_SHARE = 0.2  # of the edits, in the plainest words
 WEIGHTS = {  # of each loss among the others
@@ -112,7 +112,7 @@ def redraws(student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool
     """
     for shape, samples, captions in changes(pool, {change: 1.0}, told=True):
         assert captions, "told are those that a caption tells"
-        share = DESCRIBED_SHARE.get(change, 0.0)
+        share = DESCRIBED_SHARE if change == "restyle" else 0.0
         asked = [Sample(s.target) if pool.rng.random() < share else s for s in samples]
         batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in asked]))
         goal = renewed(batch, known(shipped, from_captions(pool, batch, captions)))
@@ -175,6 +175,14 @@ def lessons(
     ]
 
 
+def in_turn(learned: Sequence[tuple[int, Iterator[Losses]]], step: int) -> Iterator[tuple[Tensor, Losses]]:
+    """Draw what a step's turn has, each with its weighted sum: what comes seldom counts as much more."""
+    for number, (every, losses) in enumerate(learned):
+        if (step + number) % every == 0:
+            drawn = next(losses)
+            yield every * torch.stack([WEIGHTS[name] * value for name, value in drawn.items()]).sum(), drawn
+
+
 def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     """Have the transformer that ships draw and edit what a critic can name; leave it in `work / "further_weights"`."""
     torch.manual_seed(0)
@@ -192,12 +200,9 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     for _ in run:
         scale = run.learning_rate_scale(warmup=20, decay_from=0.3)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = scale * peak_rate, scale * peak_rate / 2
-        for number, (every, losses) in enumerate(learned):
-            if (run.step + number) % every == 0:
-                drawn = next(losses)
-                loss = every * torch.stack([WEIGHTS[name] * value for name, value in drawn.items()]).sum()
-                loss.backward()  # type: ignore[no-untyped-call]
-                run.record(loss=loss, **drawn)
+        for loss, drawn in in_turn(learned, run.step):
+            loss.backward()  # type: ignore[no-untyped-call]
+            run.record(loss=loss, **drawn)
         nn.utils.clip_grad_norm_(student.transformer.parameters(), 1.0)
         for optimizer in (muon, adam):
             optimizer.step()

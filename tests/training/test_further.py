@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +19,9 @@ from training.further import (
     KNOWN,
     NEW,
     ROWS,
+    WEIGHTS,
     edit_walk,
+    in_turn,
     joins,
     make_optimizers,
     new_edits,
@@ -79,7 +81,7 @@ def test_a_thing_is_redrawn_as_a_caption_of_the_outcome_is_drawn(
     ((goal, batch),), count = walks, BATCH_SCALE * CHANGED_TOGETHER
     assert batch.references.shape == (count, 64, 128)
     assert set(words) == ({edit, Sample(1)} if change == "restyle" else {edit})
-    assert words.count(Sample(1)) < count
+    assert words.count(Sample(1)) < count // 2
     noise, captions = torch.randn_like(batch.target), count * ["an apple on a blue background"]
     expected = known(model, from_captions(pool, batch, captions))(noise, (1.0, 0.9))
     torch.testing.assert_close(goal(noise, (1.0, 0.9)), expected)
@@ -110,6 +112,15 @@ def test_only_rows_of_squares_are_joined_anew(small_pool: Path, with_samples: Ca
     pool.shapes["layout"] = {shape: found for shape, found in pool.shapes["layout"].items() if len(set(shape)) > 1}
     with pytest.raises(AssertionError, match="for ever"):
         next(joins(pool, latents))
+
+
+def test_what_comes_every_third_step_counts_three_times() -> None:
+    two, one = torch.tensor(2.0), torch.tensor(1.0)
+    learned = [(1, repeat({"named": two, "bare": one})), (3, repeat({"hard": one}))]
+    steps = [[(round(loss.item(), 4), set(drawn)) for loss, drawn in in_turn(learned, step)] for step in range(6)]
+    often = (round(2 * WEIGHTS["named"] + WEIGHTS["bare"], 4), {"named", "bare"})
+    seldom = (round(3 * WEIGHTS["hard"], 4), {"hard"})
+    assert steps == 2 * [[often], [often], [often, seldom]]
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adam_every_other_parameter() -> None:
