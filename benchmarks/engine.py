@@ -1,6 +1,7 @@
 """Measure one image after another through the API, as a client on this machine sees it.
 
     python -m benchmarks.engine [--device cpu] [--model klein-mini] [--images 20] [--aspect square] [--cores 2]
+    python -m benchmarks.engine --crowded
     python -m benchmarks.engine --device cuda [--compile] [--quantize fp8]
 
 Starts a server of its own and prints a table: latency by stage, PNG encoding, loading, memory, and the matrix-product
@@ -59,6 +60,8 @@ def main() -> None:
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: arguments.cores]))  # inherited by the server
         torch.set_num_threads(arguments.cores)
     with running_server(arguments) as (client, process_id):
+        if arguments.crowded:
+            crowd(process_id)
         picture = generate(client, arguments.model, "landscape", seed=0)[1]
         samples = [
             generate(client, arguments.model, arguments.aspect, seed)[0]
@@ -73,6 +76,7 @@ def main() -> None:
         "compile": arguments.compile,
         "size": [width, height],
         "images": arguments.images,
+        "crowded": arguments.crowded,
         "machine": describe_machine(arguments.device, arguments.cores),
         "latency_s": by_stage(samples[arguments.warm_up :]),
         "png_1344x768_s": summarize([timed(lambda: encode_png(picture, {"seed": "0"})) for _ in range(30)]),
@@ -98,6 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warm-up", type=int, default=3, help="images before the first that counts (default 3)")
     parser.add_argument("--aspect", choices=RESOLUTIONS, default="square", help="aspect ratio (default square)")
     parser.add_argument("--cores", type=int, default=2, help="CPU cores for the server (default 2)")
+    parser.add_argument("--crowded", action="store_true", help="once it runs, leave the server one of its cores")
     arguments = parser.parse_args()
     arguments.settings = Settings.load(os.environ, {"data_dir": arguments.data_dir} if arguments.data_dir else {})
     arguments.model = arguments.model or (MINI_MODEL if arguments.device == "cpu" else DEFAULT_MODEL)
@@ -138,6 +143,12 @@ def running_server(arguments: argparse.Namespace) -> Iterator[tuple[httpx.Client
         finally:
             server.terminate()
             server.wait()
+
+
+def crowd(process_id: int) -> None:
+    """Put all threads of a process on one core, as other programs at times make the system do."""
+    for task in Path(f"/proc/{process_id}/task").iterdir():
+        os.sched_setaffinity(int(task.name), {min(os.sched_getaffinity(0))})
 
 
 def wait_until_ready(client: httpx.Client, server: "subprocess.Popen[bytes]") -> None:
@@ -230,6 +241,7 @@ def describe_machine(device: str, cores: int) -> dict[str, Any]:
 def print_table(report: dict[str, Any]) -> None:
     machine, (width, height) = report["machine"], report["size"]
     settings = f"quantize {report['quantize']}, compile {str(report['compile']).lower()}"
+    settings += ", crowded" if report["crowded"] else ""
     print(f"{report['model']}, {width}x{height}, {report['images']} images, {settings}, {machine['cores']} cores")
     print(f"{machine['gpu'] or machine['device']}, {machine['dtype']} ({machine['reason']})")
     print(" ".join(machine["cpu_flags"]))
