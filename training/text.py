@@ -7,6 +7,7 @@ discover, one rare noun at a time, which token to look at.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
@@ -83,23 +84,31 @@ def relation(things: tuple[Thing, ...]) -> str:
     return "above" if a.size == b.size else "before"
 
 
-def named_things(sample: Sample, before: Scene, after: Scene) -> tuple[Thing, ...]:
-    """Give the things whose names the wording holds for certain."""
+def named_things(text: str, sample: Sample, before: Scene, after: Scene, concepts: list[Concept]) -> list[Thing]:
+    """Give the things that the wording names: what is new first, then what it takes the place of."""
     match sample.change:
         case None:
-            return after.things
-        case "add" | "replace" | "expression":
-            return after.things[-1:]
-        case "remove":
-            return tuple(t for t in before.things if t not in after.things)
-    return ()
+            return [*after.things]
+        case "add" | "expression":
+            return [after.things[-1]]
+        case "restyle":
+            return [thing for thing in after.things if names(text, concepts[thing.concept])]
+        case "remove" | "replace":
+            new, old = ([t for t in a.things if t not in b.things] for a, b in ((after, before), (before, after)))
+            return new + [thing for thing in old if names(text, concepts[thing.concept])]
+    return []
 
 
-def classes_of(sample: Sample, scenes: list[Scene]) -> list[int]:
-    """Give the class of each of `HEADS` for a sample."""
+def names(text: str, concept: Concept) -> bool:
+    """Tell whether a text has one of a thing's names, as whole words."""
+    return any(re.search(rf"\b{re.escape(name.lower())}\b", text) for name in (concept.label, *concept.aliases))
+
+
+def classes_of(text: str, sample: Sample, scenes: list[Scene], concepts: list[Concept]) -> list[int]:
+    """Give the class, for each head of a reader, of a sample and the words that ask for it."""
     after = scenes[sample.target]
     before = scenes[sample.references[0]] if sample.references else after
-    things, is_caption = named_things(sample, before, after), sample.change is None
+    things, is_caption = named_things(text, sample, before, after, concepts), sample.change is None
     second = things[1] if len(things) > 1 and things[1].concept != things[0].concept else None
     says_background = is_caption or sample.change in ("background", "row", "grid")
     first, second_colour, joint = split_background(after.background) if says_background else ("", "", "")
@@ -116,7 +125,7 @@ def classes_of(sample: Sample, scenes: list[Scene]) -> list[int]:
         position(BACKGROUNDS, tint),
         len(things) if is_caption and not second else NONE,
         position(("small", "big"), size),
-        position(RELATIONS, relation(things) if is_caption else ""),
+        position(RELATIONS, relation(after.things) if is_caption else ""),
         position(CHANGES, describe_change(sample, before, after)),
     ]
 
@@ -126,7 +135,8 @@ def example(
 ) -> tuple[str, list[int]]:
     """Word something; return it with its classes."""
     sample, scenes = draw_sample(styles, people, rng)
-    return word_sample(sample, scenes, concepts, rng), classes_of(sample, scenes)
+    text = word_sample(sample, scenes, concepts, rng)
+    return text, classes_of(text, sample, scenes, concepts)
 
 
 class Reader(nn.Module):
