@@ -4,14 +4,15 @@
 `train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions, where edits ask
 for something new and of several pictures in a row, is shown to training.critic. What it draws well already, and edits
 that it makes well, are held to what they were, another style or thing to what a caption of it draws, other edits to
-their outcomes; the text encoder stays. The whole model is left in FOLDER/further_weights.
+their outcomes. The text encoder learns too, and is held to what it made of all other words. The whole model is left in
+FOLDER/further_weights.
 """
 
 import argparse
 import shutil
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import torch
@@ -40,12 +41,15 @@ from training.reward import (
     look_at_new,
 )
 from training.scenes import SQUARE
+from training.synonyms import nouns
+from training.wording import caption
 
 SURE = 3  # captions of a step that the shipped model draws too
 EDITED, RENEWED = 12, 12  # edits of a step: of each walk, half as many where there are many references; drawn anew
 DESCRIBED_SHARE = 0.35  # of the restylings, asked for by the outcome's caption
 JOINED = 25  # pictures of a step in all, in rows and as their references
 PLAIN_SHARE = 0.2  # of the edits, in the plainest words
+HEARD = 12  # captions of a step, words of a dictionary, and edits, that the text encoder is held to
 WEIGHTS = {  # of each loss among the others
     "named": 0.3, "styled": 0.3 * STYLE_SHARE,  # doubts about captions
     "sure": 2.0, "bare": 4.0,  # how far off what the shipped model draws surely is, and bare background
@@ -54,6 +58,7 @@ WEIGHTS = {  # of each loss among the others
     "restyle": 3.0, "replace": 3.0,  # how far what is new in them is off what the shipped model draws
     "new": 0.5, "stays": 2.0,  # doubts about what is new, and how the rest comes out
     "joined": 0.4, "around": 2.0,  # doubts about what is joined, and what is around it
+    "heard": 10.0,  # how far off what the shipped text encoder makes of words that need nothing new is
 }  # fmt: skip
 KNOWN = {  # shares of edits and joins that the shipped model makes well
     "background": 0.34, "recolour": 0.19, "mirror": 0.12, "greyscale": 0.09, "brighten": 0.05, "rotate": 0.04,
@@ -65,6 +70,8 @@ HARD = {  # and of those it does not
 }  # fmt: skip
 NEW = {"replace": 0.8, "add": 0.2}  # and of those that draw something new
 ROWS = {"row": 1.0}  # and of joins that draw their things at another size
+REDRAWN = ("restyle", "replace")  # led to what the shipped model draws
+UNSEEN = ("{word}", "a {word}", "the {word}", "a {word} on white", "add a {word}")
 Losses = dict[str, Tensor]
 
 
@@ -140,10 +147,29 @@ def joins(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View]]]:
             yield latents.batch(pool.draw(shape, samples, word(pool, samples))), look_at_joined(pool, samples)
 
 
+def heard(student: MiniModel, shipped: MiniModel, pool: Pool) -> Iterator[Losses]:
+    """Word captions, a dictionary's nouns, and edits; give how far off the shipped text encoder's features are.
+
+    What is redrawn is left out: there the encoder has to tell what it did not, the thing's name.
+    """
+    scenes, words, rng = Scenes(pool), nouns(), pool.rng
+    kinds = (samples for kind in ("edit", "layout") for samples in pool.shapes[kind].values())
+    edits = [sample for sample in chain.from_iterable(kinds) if sample.change not in REDRAWN]
+    while True:
+        captions = [caption(scenes.draw(), pool.concepts, rng) for _ in range(HEARD)]
+        unseen = [rng.choice(UNSEEN).format(word=words[i]) for i in rng.integers(len(words), size=HEARD)]
+        asked = word(pool, [edits[i] for i in rng.integers(len(edits), size=HEARD)])
+        ids, mask = pool.tokenizer.encode([*captions, *unseen, *asked])
+        with torch.no_grad():
+            was = shipped.text_encoder(ids, mask)
+        off = (student.text_encoder(ids, mask) - was).square().mean()
+        yield {"heard": off / was.square().mean()}
+
+
 def make_optimizers(student: MiniModel, rate: float) -> list[torch.optim.Optimizer]:
-    """Give the matrices inside the transformer's blocks to Muon, everything else to AdamW at half the rate."""
+    """Give the matrices inside the transformer's blocks to Muon, all else but embeddings to AdamW at half the rate."""
     matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    others: list[nn.Parameter] = [*student.text_encoder.layers.requires_grad_(True).parameters()]
     for name, parameter in student.transformer.requires_grad_(True).named_parameters():
         (matrices if is_hidden(name, parameter) else others).append(parameter)
     return [Muon(matrices, rate), torch.optim.AdamW(others, rate / 2, betas=(0.9, 0.98), weight_decay=0.0)]
@@ -165,8 +191,8 @@ def lessons(
 ) -> list[tuple[int, Iterator[Losses]]]:
     """List what is learned, each every so many steps: what goes through all four steps takes two seconds and more."""
     return [
-        (1, redraws(student, shipped, latents, pool, "restyle")),
-        (1, redraws(student, shipped, latents, pool, "replace")),
+        *((1, redraws(student, shipped, latents, pool, change)) for change in REDRAWN),
+        (1, heard(student, shipped, pool)),
         (2, captioned(student, shipped, critic, pool, latents, generator)),
         (2, edit_walk(student, shipped, latents, pool, KNOWN)),
         (3, edit_walk(student, None, latents, pool, HARD)),
@@ -203,7 +229,7 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
         for loss, drawn in in_turn(learned, run.step):
             loss.backward()  # type: ignore[no-untyped-call]
             run.record(loss=loss, **drawn)
-        nn.utils.clip_grad_norm_(student.transformer.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         for optimizer in (muon, adam):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,7 @@
 """Check what is held, to what, and what is asked for anew, when the weights that ship go on learning."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
@@ -15,12 +16,14 @@ from training.distill import Goal, known
 from training.families import Sample
 from training.further import (
     HARD,
+    HEARD,
     JOINED,
     KNOWN,
     NEW,
     ROWS,
     WEIGHTS,
     edit_walk,
+    heard,
     in_turn,
     joins,
     make_optimizers,
@@ -114,6 +117,30 @@ def test_only_rows_of_squares_are_joined_anew(small_pool: Path, with_samples: Ca
         next(joins(pool, latents))
 
 
+def test_the_text_encoder_is_held_to_what_it_made_of_all_words_but_those_that_redraw(
+    model: MiniModel, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, other = with_samples(Sample(3, (0,), "restyle"), Sample(1, (0,), "replace")), deepcopy(model)
+    said: list[Sequence[str]] = []
+    encode = pool.tokenizer.encode
+
+    def overheard(words: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        said.append(words)
+        return encode(words)
+
+    monkeypatch.setattr(pool.tokenizer, "encode", overheard)
+    monkeypatch.setattr(further, "nouns", lambda: ["puppy"])
+    monkeypatch.setattr(further, "word", lambda _, samples: [str(sample.change) for sample in samples])
+    assert next(heard(model, model, pool)) == {"heard": 0}
+    torch.nn.init.normal_(other.text_encoder.embedding.weight)
+    assert next(heard(other, model, pool))["heard"] > 0.1
+    for captions, unseen, edits in ((w[:HEARD], w[HEARD : 2 * HEARD], w[2 * HEARD :]) for w in said):
+        assert all("apple" in words for words in captions)
+        assert all("puppy" in words for words in unseen)
+        assert len(edits) == HEARD
+        assert set(edits) == {"background", "mirror", "row"}
+
+
 def test_what_comes_every_third_step_counts_three_times() -> None:
     two, one = torch.tensor(2.0), torch.tensor(1.0)
     learned = [(1, repeat({"named": two, "bare": one})), (3, repeat({"hard": one}))]
@@ -123,14 +150,14 @@ def test_what_comes_every_third_step_counts_three_times() -> None:
     assert steps == 2 * [[often], [often], [often, seldom]]
 
 
-def test_muon_takes_the_matrices_of_the_blocks_and_adam_every_other_parameter() -> None:
+def test_muon_takes_the_matrices_of_the_blocks_and_adam_all_else_but_the_embeddings_of_words() -> None:
     student = load_shipped()[0].requires_grad_(False)
     muon, adam = make_optimizers(student, 4e-4)
     taken = [{id(p) for p in o.param_groups[0]["params"]} for o in (muon, adam)]
     blocks = [p for block in student.transformer.blocks for p in block.parameters()]
     matrices = {id(p) for p in blocks if p.ndim == 2}
     assert matrices, "or there would be nothing to take"
-    assert taken == [matrices, {id(p) for p in student.transformer.parameters()} - matrices]
-    assert all(p.requires_grad for p in student.transformer.parameters())
-    assert not any(p.requires_grad for p in student.text_encoder.parameters())
+    learned = {id(p) for p in student.parameters()} - {id(student.text_encoder.embedding.weight)}
+    assert taken == [matrices, learned - matrices]
+    assert all(p.requires_grad == (id(p) in learned) for p in student.parameters())
     assert (muon.param_groups[0]["lr"], adam.param_groups[0]["lr"]) == (4e-4, 2e-4)
