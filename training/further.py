@@ -42,7 +42,7 @@ from training.reward import (
 )
 from training.scenes import SQUARE
 from training.synonyms import nouns
-from training.wording import caption
+from training.wording import caption, pick
 
 SURE = 3  # captions of a step that the shipped model draws too
 EDITED, RENEWED = 12, 12  # edits of a step: of each walk, half as many where there are many references; drawn anew
@@ -157,7 +157,7 @@ def heard(student: MiniModel, shipped: MiniModel, pool: Pool) -> Iterator[Losses
     edits = [sample for sample in chain.from_iterable(kinds) if sample.change not in REDRAWN]
     while True:
         captions = [caption(scenes.draw(), pool.concepts, rng) for _ in range(HEARD)]
-        unseen = [rng.choice(UNSEEN).format(word=words[i]) for i in rng.integers(len(words), size=HEARD)]
+        unseen = [pick(rng, *UNSEEN).format(word=words[i]) for i in rng.integers(len(words), size=HEARD)]
         asked = word(pool, [edits[i] for i in rng.integers(len(edits), size=HEARD)])
         ids, mask = pool.tokenizer.encode([*captions, *unseen, *asked])
         with torch.no_grad():
