@@ -209,7 +209,10 @@ def stand(first: Thing, second: Thing, grid: Grid, rng: np.random.Generator) -> 
 
 
 def two_things(pairs: list[tuple[int, int]], grid: Grid, rng: np.random.Generator) -> Family:
-    """Draw two things together, with either of them gone, another in its place, or in another colour."""
+    """Draw two things together, with either of them gone, another in its place, or in another colour.
+
+    What one thing fills is divided where another is added: beside it or above it each gets half the size.
+    """
     family, background = Family(), draw_background(rng)
     one, two, three = (Thing(concept, style, POSED_SIZE) for concept, style in pairs)
     a, b = stand(one, two, grid, rng)
@@ -223,8 +226,11 @@ def two_things(pairs: list[tuple[int, int]], grid: Grid, rng: np.random.Generato
     )
     if grid == SQUARE:
         family.samples += [Sample(i) for i in (both, swapped, tinted)]
+    there = [first]
+    if a.size == b.size:
+        there += [second, *(family.add(Scene((thing,), background, grid)) for thing in (one, two))]
     family.samples += [
-        Sample(both, (first,), "add"),
+        *(Sample(both, (before,), "add") for before in there),
         Sample(first, (both,), "remove"),
         Sample(second, (both,), "remove"),
         Sample(swapped, (both,), "replace"),

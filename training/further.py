@@ -66,9 +66,9 @@ KNOWN = {  # shares of edits and joins that the shipped model makes well
     "place": 0.01,
 }  # fmt: skip
 HARD = {  # and of those it does not
-    "remove": 0.5, "skin": 0.13, "replace": 0.1, "add": 0.1, "recolour": 0.08, "expression": 0.06, "outline": 0.03,
+    "remove": 0.4, "skin": 0.13, "replace": 0.1, "add": 0.2, "recolour": 0.08, "expression": 0.06, "outline": 0.03,
 }  # fmt: skip
-NEW = {"replace": 0.8, "add": 0.2}  # and of those that draw something new
+NEW = {"replace": 0.7, "add": 0.3}  # and of those that draw something new
 ROWS = {"row": 1.0}  # and of joins that draw their things at another size
 REDRAWN = ("restyle", "replace")  # led to what the shipped model draws
 UNSEEN = ("{word}", "a {word}", "the {word}", "a {word} on white", "add a {word}")
@@ -197,7 +197,7 @@ def lessons(
         (2, edit_walk(student, shipped, latents, pool, KNOWN)),
         (3, edit_walk(student, None, latents, pool, HARD)),
         (2, (join_losses(student, critic, *row, generator) for row in joins(pool, latents))),
-        (4, (edit_losses(student, critic, *edit, generator) for edit in new_edits(pool, latents))),
+        (3, (edit_losses(student, critic, *edit, generator) for edit in new_edits(pool, latents))),
     ]
 
 

@@ -125,12 +125,11 @@ def caption_losses(
 
 
 def look_at_new(pool: Pool, samples: Sequence[Sample]) -> list[View]:
-    """List what edits of one picture should draw: what their outcomes show whole and their references do not show."""
+    """List what edits of one picture should draw: what their outcomes show whole and their references not so."""
     views = []
     for number, sample in enumerate(samples):
-        before = {(thing.concept, thing.style) for thing in pool.scenes[sample.references[0]].things}
-        after = shown_whole(pool.scenes[sample.target])
-        views += [(number, thing) for thing in after if (thing.concept, thing.style) not in before]
+        before, after = pool.scenes[sample.references[0]], pool.scenes[sample.target]
+        views += [(number, thing) for thing in shown_whole(after) if thing not in before.things]
     return views
 
 

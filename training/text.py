@@ -27,7 +27,7 @@ from training.people import draw_people
 from training.precision import DEVICE, autocast
 from training.scenes import COLOURS, PLACES, Layout, Scene, Thing, Tone
 from training.synonyms import with_synonyms
-from training.wording import BIG, SMALL, Edit, Join
+from training.wording import BIG, SMALL, Edit, Join, added
 
 BATCH = 160
 READ = 1000  # prompts, at the end, to see how many are read right
@@ -89,7 +89,9 @@ def named_things(text: str, sample: Sample, before: Scene, after: Scene, concept
     match sample.change:
         case None:
             return [*after.things]
-        case "add" | "expression":
+        case "add":
+            return [added(before, after)]
+        case "expression":
             return [after.things[-1]]
         case "restyle":
             return [thing for thing in after.things if names(text, concepts[thing.concept])]

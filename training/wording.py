@@ -207,13 +207,7 @@ def word_change_of_things(
 ) -> str:
     """Ask for another colour, thing, place or size; what changes is where the two scenes differ."""
     if change == "add":
-        (*_, old, new) = after.things
-        noun = with_article(word_concept(concepts[new.concept], rng))
-        if new.x > old.x:
-            where = pick(rng, "on the right", "to the right", "next to it", "")
-        else:
-            where = pick(rng, "in front of it", "in front") if new.size < old.size else pick(rng, "below it", "below")
-        return f"{pick(rng, 'add', 'put')} {noun} {where}" if where else f"add {noun}"
+        return word_addition(before, after, concepts, rng)
     if change == "remove":
         gone = next(t for t in before.things if t not in after.things)
         noun = word_concept(concepts[gone.concept], rng)
@@ -232,6 +226,26 @@ def word_change_of_things(
         ("to the left" if new.x < old.x else "to the right") if new.x != old.x else "up" if new.y < old.y else "down"
     )
     return pick(rng, f"move {it} {where}", f"shift {it} {where}")
+
+
+def added(before: Scene, after: Scene) -> Thing:
+    """Give the thing that is new: the one that was there may have made room for it."""
+    return next(thing for thing in after.things if thing.concept not in {t.concept for t in before.things})
+
+
+def word_addition(before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
+    """Ask for one more thing, where it stands; on the right of another it need not be said."""
+    new = added(before, after)
+    (old,) = (thing for thing in after.things if thing is not new)
+    noun = with_article(word_concept(concepts[new.concept], rng))
+    if new.x != old.x:
+        right, left = ("on the right", "to the right", "next to it", ""), ("on the left", "to the left")
+        where = pick(rng, *(right if new.x > old.x else left))
+    elif new.size < old.size:
+        where = pick(rng, "in front of it", "in front")
+    else:
+        where = pick(rng, *(("below it", "below") if new.y > old.y else ("above it", "above")))
+    return f"{pick(rng, 'add', 'put')} {noun} {where}" if where else f"add {noun}"
 
 
 def word_layout(layout: Layout, result: Scene, rng: np.random.Generator) -> str:

@@ -127,6 +127,7 @@ def test_a_move_keeps_the_size_and_goes_one_way() -> None:
 
 def test_edits_of_two_things_leave_the_other_as_it_was() -> None:
     changed: set[tuple[object, bool]] = set()
+    added: set[tuple[bool, bool]] = set()
     for seed in range(20):
         grid = list(VISIBLE)[seed % len(VISIBLE)]
         family = two_things([(1, 0), (2, 0), (3, 0)], grid, np.random.default_rng(seed))
@@ -134,7 +135,9 @@ def test_edits_of_two_things_leave_the_other_as_it_was() -> None:
             assert (before.background, after.grid) == (after.background, grid)
             match change:
                 case "add":
-                    assert after.things[:-1] == before.things
+                    ((was, is_now),) = ((a, b) for a in before.things for b in after.things if a.concept == b.concept)
+                    added.add((was == is_now, is_now == after.things[0]))
+                    assert was == is_now or was == replace(is_now, size=POSED_SIZE, x=0.5, y=0.5)
                 case "remove":
                     assert set(after.things) < set(before.things)
                 case "replace" | "recolour":
@@ -145,6 +148,7 @@ def test_edits_of_two_things_leave_the_other_as_it_was() -> None:
                 case _:
                     raise AssertionError(f"a change nobody asked for: {change}")
     assert len(changed) == 4, "either thing is replaced, and either recoloured"
+    assert len(added) == 4, "either thing is added, where there is room and where that has to be made"
 
 
 def test_two_references_join_in_their_order() -> None:

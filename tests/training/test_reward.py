@@ -24,7 +24,7 @@ from training.reward import (
     look_at_joined,
     look_at_new,
 )
-from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, halved
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange, halved
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
@@ -101,6 +101,13 @@ def test_what_is_new_is_looked_at_and_nothing_else(with_samples: Callable[..., P
     pool.scenes = [Scene(things, "red", SQUARE) for things in scenes]
     samples = [Sample(1, (0,), "replace"), Sample(2, (0,), "restyle"), Sample(0, (0,), "recolour")]
     assert look_at_new(pool, samples) == [(0, come), (1, restyled)]
+
+
+def test_what_makes_room_for_what_is_new_is_looked_at_too(with_samples: Callable[..., Pool]) -> None:
+    pool, (kept, come) = with_samples(), arrange([Thing(0, 0, POSED_SIZE), Thing(1, 0, POSED_SIZE)], 2, SQUARE)
+    before = replace(kept, size=POSED_SIZE, x=0.5)
+    pool.scenes = [Scene(things, "red", SQUARE) for things in ((before,), (kept,), (kept, come))]
+    assert look_at_new(pool, [Sample(2, (0,), "add"), Sample(2, (1,), "add")]) == [(0, kept), (0, come), (1, come)]
 
 
 def test_what_an_edit_draws_anew_is_doubted_and_the_rest_held_to_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ FLAT = replace(ALONE, things=(Thing(0, 1, POSED_SIZE),))
         ("make it flat", "restyle", ALONE, FLAT, [NONE, NONE]),
         ("remove the owl", "remove", CROWD, ALONE, [OWL, NONE]),
         ("add an owl on the right", "add", ALONE, CROWD, [OWL, NONE]),
+        ("add a crab on the left", "add", replace(CROWD, things=CROWD.things[1:]), CROWD, [CRAB, NONE]),
         ("mirror it", "mirror", ALONE, ALONE, [NONE, NONE]),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from training.data import STYLES, Concept
 from training.evaluate import HELD_OUT_WORDS
 from training.phrases import BIGGER, SMALLER
-from training.scenes import SQUARE, Scene, Thing, default_style
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, default_style
 from training.wording import Edit, caption, plural, word_edit, word_layout, word_new_style, word_relation
 
 CONCEPTS = [Concept("red apple", ("apple",)), Concept("dog", ())]
@@ -59,14 +59,21 @@ def test_sizes_are_named_for_what_stands_alone() -> None:
         (Thing(0, 0, 0.4, x=0.25), Thing(1, 0, 0.4, x=0.75), ("right", "next to"), ("below", "front")),
         (Thing(0, 0, 0.4, y=0.25), Thing(1, 0, 0.4, y=0.75), ("below",), ("right", "next to", "front")),
         (Thing(0, 0, 0.8), Thing(1, 0, 0.4, y=0.75), ("front",), ("right", "next to", "below")),
+        (Thing(0, 0, 0.4, x=0.75), Thing(1, 0, 0.4, x=0.25), ("left",), ("right", "next to", "below")),
+        (Thing(0, 0, 0.4, y=0.75), Thing(1, 0, 0.4, y=0.25), ("above",), ("right", "left", "below", "front")),
     ],
 )
 def test_what_is_added_is_asked_for_where_it_stands(
     first: Thing, second: Thing, places: tuple[str, ...], others: tuple[str, ...]
 ) -> None:
     rng, before = np.random.default_rng(0), Scene((first,), "white", SQUARE)
-    after = replace(before, things=(first, second))
-    texts = [word_edit("add", before, after, CONCEPTS, rng) for _ in range(60)]
+    filled, either = replace(before, things=(Thing(0, 0, POSED_SIZE),)), [(first, second), (second, first)]
+    texts = [
+        word_edit("add", shown, replace(before, things=things), CONCEPTS, rng)
+        for shown in (before, filled)
+        for things in either
+        for _ in range(20)
+    ]
     assert all("a dog" in text for text in texts)
     assert all(any(place in text for text in texts) for place in places)
     assert not any(place in text for text in texts for place in others)
