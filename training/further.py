@@ -66,8 +66,9 @@ KNOWN = {  # shares of edits and joins that the shipped model makes well
     "place": 0.01,
 }  # fmt: skip
 HARD = {  # and of those it does not
-    "remove": 0.4, "skin": 0.13, "replace": 0.1, "add": 0.2, "recolour": 0.08, "expression": 0.06, "outline": 0.03,
+    "remove": 0.6, "skin": 0.13, "replace": 0.1, "recolour": 0.08, "expression": 0.06, "outline": 0.03,
 }  # fmt: skip
+ADD = {"add": 1.0}  # on its own: where it has to make room, nothing else teaches how
 NEW = {"replace": 0.7, "add": 0.3}  # and of those that draw something new
 ROWS = {"row": 1.0}  # and of joins that draw their things at another size
 REDRAWN = ("restyle", "replace")  # led to what the shipped model draws
@@ -192,6 +193,7 @@ def lessons(
     """List what is learned, each every so many steps: what goes through all four steps takes two seconds and more."""
     return [
         *((1, redraws(student, shipped, latents, pool, change)) for change in REDRAWN),
+        (1, edit_walk(student, None, latents, pool, ADD)),
         (1, heard(student, shipped, pool)),
         (2, captioned(student, shipped, critic, pool, latents, generator)),
         (2, edit_walk(student, shipped, latents, pool, KNOWN)),

@@ -15,6 +15,7 @@ from training.batches import CHANGED_TOGETHER, Batch, Latents, Pool, from_captio
 from training.distill import Goal, known
 from training.families import Sample
 from training.further import (
+    ADD,
     HARD,
     HEARD,
     JOINED,
@@ -52,7 +53,7 @@ def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
     assert all(off.keys() == {"hard"} and off["hard"] > 0.1 for off in alone)
 
 
-@pytest.mark.parametrize("shares", [KNOWN, HARD, NEW, ROWS])
+@pytest.mark.parametrize("shares", [KNOWN, HARD, ADD, NEW, ROWS])
 def test_shares_are_of_changes_that_there_are_and_make_a_whole(shares: dict[str, float]) -> None:
     there_are = {change for kind in (Edit, Join, Layout, Tone) for change in get_args(kind)}
     assert set(shares) <= there_are, "any other would never be drawn"
