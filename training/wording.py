@@ -229,8 +229,10 @@ def word_change_of_things(
 
 
 def added(before: Scene, after: Scene) -> Thing:
-    """Give the thing that is new: the one that was there may have made room for it."""
-    return next(thing for thing in after.things if thing.concept not in {t.concept for t in before.things})
+    """Give the thing that is new: the one that was there may have made room for it, and be another of its kind."""
+    others = [thing for thing in after.things if thing not in before.things]
+    known = {thing.concept for thing in before.things}
+    return next((thing for thing in others if thing.concept not in known), others[-1])
 
 
 def word_addition(before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:

@@ -9,7 +9,7 @@ from training.data import STYLES, Concept
 from training.evaluate import HELD_OUT_WORDS
 from training.phrases import BIGGER, SMALLER
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, default_style
-from training.wording import Edit, caption, plural, word_edit, word_layout, word_new_style, word_relation
+from training.wording import Edit, added, caption, plural, word_edit, word_layout, word_new_style, word_relation
 
 CONCEPTS = [Concept("red apple", ("apple",)), Concept("dog", ())]
 
@@ -77,6 +77,13 @@ def test_what_is_added_is_asked_for_where_it_stands(
     assert all("a dog" in text for text in texts)
     assert all(any(place in text for text in texts) for place in places)
     assert not any(place in text for text in texts for place in others)
+
+
+def test_of_two_of_a_kind_the_one_that_was_not_there_is_added() -> None:
+    left, right = (Thing(1, 0, POSED_SIZE / 2, x=x) for x in (0.25, 0.75))
+    both, alone = Scene((left, right), "white", SQUARE), Thing(1, 0, POSED_SIZE)
+    for there, new in ((left, right), (right, left), (alone, right)):
+        assert added(replace(both, things=(there,)), both) == new
 
 
 def test_instructions_name_their_outcome() -> None:
