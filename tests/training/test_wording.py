@@ -56,8 +56,8 @@ def test_sizes_are_named_for_what_stands_alone() -> None:
 @pytest.mark.parametrize(
     ("first", "second", "places", "others"),
     [
-        (Thing(0, 0, 0.4, x=0.25), Thing(1, 0, 0.4, x=0.75), ("right", "next to"), ("below", "front")),
-        (Thing(0, 0, 0.4, y=0.25), Thing(1, 0, 0.4, y=0.75), ("below",), ("right", "next to", "front")),
+        (Thing(0, 0, 0.4, x=0.25), Thing(1, 0, 0.4, x=0.75), ("right", "next to"), ("left", "below", "front")),
+        (Thing(0, 0, 0.4, y=0.25), Thing(1, 0, 0.4, y=0.75), ("below",), ("right", "next to", "above", "front")),
         (Thing(0, 0, 0.8), Thing(1, 0, 0.4, y=0.75), ("front",), ("right", "next to", "below")),
         (Thing(0, 0, 0.4, x=0.75), Thing(1, 0, 0.4, x=0.25), ("left",), ("right", "next to", "below")),
         (Thing(0, 0, 0.4, y=0.75), Thing(1, 0, 0.4, y=0.25), ("above",), ("right", "left", "below", "front")),
