@@ -27,7 +27,7 @@ from training.pool import read_statistics
 from training.precision import BATCH_SCALE, DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, default_style
 from training.synonyms import with_synonyms
-from training.wording import Plainest
+from training.wording import Plainest, added
 
 T = TypeVar("T")
 KINDS = {  # kind: its share of the steps in each stage, batch size
@@ -254,6 +254,22 @@ def word_plainly(pool: Pool, samples: Sequence[Sample]) -> list[str]:
 def from_captions(pool: Pool, batch: Batch, told: Sequence[str]) -> Batch:
     """Ask for a batch's outcomes by captions alone."""
     return Batch(batch.target, batch.references[:, :0], *pool.tokenizer.encode(told), batch.grid, ())
+
+
+def stands_new(pool: Pool, samples: Sequence[Sample]) -> Tensor:
+    """Tell of squares which tokens may show what an edit draws anew (B, N, 1): of an addition, where that stands.
+
+    What made room for it is drawn at another size, but as the reference shows it.
+    """
+    new = torch.ones(len(samples), *SQUARE, dtype=torch.bool)
+    centres = [(torch.arange(side) + 0.5) / side for side in SQUARE]
+    for number, sample in enumerate(samples):
+        if sample.change == "add":
+            thing = added(pool.scenes[sample.references[0]], pool.scenes[sample.target])
+            reach = thing.size / 2 + 0.5 / min(SQUARE)
+            down, right = (abs(c - at) < reach for c, at in zip(centres, (thing.y, thing.x), strict=True))
+            new[number] = down[:, None] & right
+    return new.flatten(1)[..., None].to(DEVICE)
 
 
 def stream(source: IterableDataset[T]) -> Iterator[T]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
-from training.batches import Batch, Latents, Pool, changes, from_captions, stream
+from training.batches import Batch, Latents, Pool, changes, from_captions, stands_new, stream
 from training.checkpoints import Average, Run
 from training.flow import compile_blocks
 from training.guidance import GuidedTeacher
@@ -76,7 +76,8 @@ def goals(teacher: MiniModel, pool: Pool, latents: Latents) -> Iterator[tuple[Ba
         if pool.rng.random() < NEW_SHARE:
             shape, samples, told = next(new)
             batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in samples]))
-            yield batch, renewed(batch, guided(teacher, from_captions(pool, batch, told or ()), pool))
+            goal = guided(teacher, from_captions(pool, batch, told or ()), pool)
+            yield batch, renewed(batch, goal, stands_new(pool, samples))
         else:
             batch = first(latents.batch(next(drawn)), BATCH * BATCH_SCALE)
             yield batch, partial(straight, batch) if batch.reference_grids else guided(teacher, batch, pool)
@@ -87,9 +88,12 @@ def straight(batch: Batch, tokens: Tensor, levels: Sequence[float]) -> Tensor:
     return torch.lerp(batch.target, tokens, levels[-1] / levels[0])
 
 
-def renewed(batch: Batch, goal: Goal) -> Goal:
-    """Go to a goal where the outcome differs from the first reference, and straight to the outcome elsewhere."""
-    changed = differs(batch)
+def renewed(batch: Batch, goal: Goal, new: Tensor) -> Goal:
+    """Go to a goal where something new is drawn, and straight to the outcome elsewhere.
+
+    That is where the outcome differs from the first reference and `new` (B, N, 1) is true.
+    """
+    changed = differs(batch) & new
     return lambda tokens, levels: torch.where(changed, goal(tokens, levels), straight(batch, tokens, levels))
 
 

@@ -3,9 +3,9 @@
 `python -m training.further begin --work FOLDER` lays out tokenizer and autoencoder for training.pool.
 `train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions, where edits ask
 for something new and of several pictures in a row, is shown to training.critic. What it draws well already, and edits
-that it makes well, are held to what they were, another style or thing to what a caption of it draws, other edits to
-their outcomes. The text encoder learns too, and is held to what it made of all other words. The whole model is left in
-FOLDER/further_weights.
+that it makes well, are held to what they were, another style or thing or one more to what a caption of it draws, other
+edits to their outcomes. The text encoder learns too, and is held to what it made of all other words. The whole model
+is left in FOLDER/further_weights.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
-from training.batches import Batch, Latents, Pool, bare, changes, from_captions, word_plainly
+from training.batches import Batch, Latents, Pool, bare, changes, from_captions, stands_new, word_plainly
 from training.checkpoints import Average, Run
 from training.critic import Critic, View, load_critic
 from training.distill import known, renewed, velocity_at, walk
@@ -55,7 +55,7 @@ WEIGHTS = {  # of each loss among the others
     "sure": 2.0, "bare": 4.0,  # how far off what the shipped model draws surely is, and bare background
     "held": 20.0, "known": 5.0,  # how far off what the shipped model makes of edits is, and their outcomes
     "hard": 2.5,  # how far off the outcomes of other edits are
-    "restyle": 3.0, "replace": 3.0,  # how far what is new in them is off what the shipped model draws
+    "restyle": 3.0, "replace": 3.0, "add": 3.0,  # how far what is new in them is off what the shipped model draws
     "new": 0.5, "stays": 2.0,  # doubts about what is new, and how the rest comes out
     "joined": 0.4, "around": 2.0,  # doubts about what is joined, and what is around it
     "heard": 10.0,  # how far off what the shipped text encoder makes of words that need nothing new is
@@ -68,10 +68,9 @@ KNOWN = {  # shares of edits and joins that the shipped model makes well
 HARD = {  # and of those it does not
     "remove": 0.6, "skin": 0.13, "replace": 0.1, "recolour": 0.08, "expression": 0.06, "outline": 0.03,
 }  # fmt: skip
-ADD = {"add": 1.0}  # on its own: where it has to make room, nothing else teaches how
 NEW = {"replace": 0.7, "add": 0.3}  # and of those that draw something new
 ROWS = {"row": 1.0}  # and of joins that draw their things at another size
-REDRAWN = ("restyle", "replace")  # led to what the shipped model draws
+REDRAWN = ("restyle", "replace")  # led to what the shipped model draws, in words that the text encoder has to learn
 UNSEEN = ("{word}", "a {word}", "the {word}", "a {word} on white", "add a {word}")
 Losses = dict[str, Tensor]
 
@@ -114,7 +113,7 @@ def word(pool: Pool, samples: Sequence[Sample]) -> list[str]:
 
 
 def redraws(student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool, change: str) -> Iterator[Losses]:
-    """Draw things in another style, or others; give how far off the shipped model's drawing of the outcome's caption.
+    """Draw things in another style, others, or one more; give how far off what a caption draws, by the shipped model.
 
     A mean of outcomes that cannot be foreseen is a blur; what the shipped model draws from the same noise is none.
     """
@@ -123,7 +122,7 @@ def redraws(student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool
         share = DESCRIBED_SHARE if change == "restyle" else 0.0
         asked = [Sample(s.target) if pool.rng.random() < share else s for s in samples]
         batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in asked]))
-        goal = renewed(batch, known(shipped, from_captions(pool, batch, captions)))
+        goal = renewed(batch, known(shipped, from_captions(pool, batch, captions)), stands_new(pool, samples))
         for off in walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5)):
             yield {change: off}
 
@@ -192,8 +191,7 @@ def lessons(
 ) -> list[tuple[int, Iterator[Losses]]]:
     """List what is learned, each every so many steps: what goes through all four steps takes two seconds and more."""
     return [
-        *((1, redraws(student, shipped, latents, pool, change)) for change in REDRAWN),
-        (1, edit_walk(student, None, latents, pool, ADD)),
+        *((1, redraws(student, shipped, latents, pool, change)) for change in (*REDRAWN, "add")),
         (1, heard(student, shipped, pool)),
         (2, captioned(student, shipped, critic, pool, latents, generator)),
         (2, edit_walk(student, shipped, latents, pool, KNOWN)),

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.tokens import image_ids, reference_ids, text_ids
 from openklein.engine.transformer import FlowTransformer
-from tests.training.conftest import SAMPLES, WIDE
-from training.batches import KINDS, Latents, Pool, bare, changes, from_captions, is_told, rotary_of
+from tests.training.conftest import SAMPLES, SCENES, WIDE
+from training.batches import KINDS, Latents, Pool, bare, changes, from_captions, is_told, rotary_of, stands_new
 from training.distill import NEW
 from training.families import Sample
 from training.precision import BATCH_SCALE
@@ -105,3 +105,12 @@ def test_an_outcome_told_by_a_caption_needs_no_reference(small_pool: Path) -> No
     assert torch.equal(alone.target, batch.target)
     assert alone.references.shape == (2, 0, 128)
     assert len(alone.rotary) == alone.ids.shape[1] + 64
+
+
+def test_new_is_what_is_added_not_what_made_room_and_of_other_edits_anything(with_samples: Callable[..., Pool]) -> None:
+    pool, (one,) = with_samples(), SCENES[0].things
+    upper, lower = arrange([one, replace(one, concept=1)], 1, SQUARE)
+    pool.scenes[3] = replace(SCENES[0], things=(upper, lower))
+    below, replaced = stands_new(pool, [Sample(3, (0,), "add"), Sample(3, (0,), "replace")]).view(2, *SQUARE).cpu()
+    assert bool(replaced.all())
+    assert below.nonzero().tolist() == [[row, column] for row in range(4, 8) for column in range(2, 6)]

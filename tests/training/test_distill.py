@@ -45,13 +45,14 @@ def test_straight_ways_end_at_the_picture(batch: Batch) -> None:
     torch.testing.assert_close(straight(batch, halfway, (0.6, 0.0)), batch.target)
 
 
-def test_only_what_differs_is_drawn_anew(model: MiniModel, batch: Batch) -> None:
+def test_only_what_differs_and_may_is_drawn_anew(model: MiniModel, batch: Batch) -> None:
     new = torch.tensor([True, False, False, True])[:, None]
     before = torch.where(new, batch.target + 1, batch.target + 0.01)
     edit = Batch(batch.target, torch.cat([before, before], dim=1), batch.ids, batch.mask, batch.grid, ((2, 2), (2, 2)))
     noise, levels = torch.randn_like(batch.target), (0.8, 0.4)
-    outcome = renewed(edit, lambda tokens, _: -tokens)(noise, levels)
-    torch.testing.assert_close(outcome, torch.where(new, -noise, 0.5 * (batch.target + noise)))
+    allowed = torch.tensor([True, True, False, False])[:, None]
+    outcome = renewed(edit, lambda tokens, _: -tokens, allowed)(noise, levels)
+    torch.testing.assert_close(outcome, torch.where(new & allowed, -noise, 0.5 * (batch.target + noise)))
 
 
 def test_known_ways_are_those_of_the_model(model: MiniModel, batch: Batch) -> None:

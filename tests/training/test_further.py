@@ -15,7 +15,6 @@ from training.batches import CHANGED_TOGETHER, Batch, Latents, Pool, from_captio
 from training.distill import Goal, known
 from training.families import Sample
 from training.further import (
-    ADD,
     HARD,
     HEARD,
     JOINED,
@@ -33,7 +32,7 @@ from training.further import (
 )
 from training.model import MiniModel, load_shipped
 from training.precision import BATCH_SCALE, DEVICE
-from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone
+from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone, arrange
 from training.wording import Edit, Join
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -53,7 +52,7 @@ def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
     assert all(off.keys() == {"hard"} and off["hard"] > 0.1 for off in alone)
 
 
-@pytest.mark.parametrize("shares", [KNOWN, HARD, ADD, NEW, ROWS])
+@pytest.mark.parametrize("shares", [KNOWN, HARD, NEW, ROWS])
 def test_shares_are_of_changes_that_there_are_and_make_a_whole(shares: dict[str, float]) -> None:
     there_are = {change for kind in (Edit, Join, Layout, Tone) for change in get_args(kind)}
     assert set(shares) <= there_are, "any other would never be drawn"
@@ -89,6 +88,28 @@ def test_a_thing_is_redrawn_as_a_caption_of_the_outcome_is_drawn(
     noise, captions = torch.randn_like(batch.target), count * ["an apple on a blue background"]
     expected = known(model, from_captions(pool, batch, captions))(noise, (1.0, 0.9))
     torch.testing.assert_close(goal(noise, (1.0, 0.9)), expected)
+
+
+def test_an_addition_is_redrawn_where_it_stands_and_what_made_room_is_not(
+    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, latents, walks = with_samples(Sample(3, (0,), "add")), Latents(small_pool), []
+    pool.concepts.append(type(pool.concepts[0])("owl", ()))
+    pool.scenes[3] = replace(
+        pool.scenes[0], things=arrange([Thing(1, 0, POSED_SIZE), *pool.scenes[0].things], 2, SQUARE)
+    )
+
+    def walked(_: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool) -> Iterator[torch.Tensor]:
+        walks.append((goal, batch))
+        yield torch.ones(())
+
+    monkeypatch.setattr(further, "walk", walked)
+    assert next(redraws(model, model, latents, pool, "add")) == {"add": 1}
+    ((goal, batch),) = walks
+    noise = torch.randn_like(batch.target)
+    drawn = (goal(noise, (1.0, 0.0)) != batch.target).any(-1).view(-1, *SQUARE)
+    assert bool(drawn[:, 2:6, :4].all()), "the owl, of half the size, on the left"
+    assert not bool(drawn[:, :, 4:].any()), "the apple, that filled the picture"
 
 
 def test_only_square_edits_that_show_something_new_are_drawn_anew(
