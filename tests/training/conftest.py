@@ -14,7 +14,7 @@ from training.batches import Pool
 from training.families import Sample
 from training.model import SHIPPED, MiniModel
 from training.precision import DEVICE
-from training.scenes import POSED_SIZE, SQUARE, Scene, Thing
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange
 
 WIDE = (6, 11)
 RED = Scene((Thing(0, 0, POSED_SIZE),), "red", SQUARE)
@@ -59,3 +59,13 @@ def with_samples(small_pool: Path) -> Callable[..., Pool]:
         return Pool(small_pool, caption_dropout=0.0, told=told)
 
     return opened
+
+
+@pytest.fixture
+def with_addition(with_samples: Callable[..., Pool]) -> Pool:
+    """Open the small pool with an owl added, on the left, to an apple that filled the picture."""
+    pool = with_samples(Sample(3, (0,), "add"))
+    pool.concepts.append(type(pool.concepts[0])("owl", ()))
+    owl, apple = arrange([Thing(1, 0, POSED_SIZE), *RED.things], 2, SQUARE)
+    pool.scenes[3] = replace(RED, things=(owl, apple))
+    return pool

@@ -25,6 +25,7 @@ from training.distill import (
 )
 from training.families import Sample
 from training.model import MiniModel
+from training.scenes import SQUARE
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
@@ -97,3 +98,13 @@ def test_what_stays_beside_new_things_is_not_drawn_anew(
     monkeypatch.setattr(distill, "NEW_SHARE", 1.0)
     batch, goal = next(goals(model, with_samples(Sample(1, (1,), "restyle"), told=NEW), Latents(small_pool)))
     assert torch.equal(goal(torch.randn_like(batch.target), (1.0, 0.0)), batch.target)
+
+
+def test_what_makes_room_for_an_addition_is_not_drawn_anew(
+    model: MiniModel, small_pool: Path, with_addition: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distill, "NEW_SHARE", 1.0)
+    batch, goal = next(goals(model, with_addition, Latents(small_pool)))
+    drawn = (goal(torch.randn_like(batch.target), (1.0, 0.0)) != batch.target).any(-1).view(-1, *SQUARE)
+    assert bool(drawn[:, 2:6, :4].all()), "the owl"
+    assert not bool(drawn[:, :, 4:].any()), "the apple"

@@ -32,7 +32,7 @@ from training.further import (
 )
 from training.model import MiniModel, load_shipped
 from training.precision import BATCH_SCALE, DEVICE
-from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone, arrange
+from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone
 from training.wording import Edit, Join
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -91,20 +91,16 @@ def test_a_thing_is_redrawn_as_a_caption_of_the_outcome_is_drawn(
 
 
 def test_an_addition_is_redrawn_where_it_stands_and_what_made_room_is_not(
-    model: MiniModel, small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    model: MiniModel, small_pool: Path, with_addition: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool, latents, walks = with_samples(Sample(3, (0,), "add")), Latents(small_pool), []
-    pool.concepts.append(type(pool.concepts[0])("owl", ()))
-    pool.scenes[3] = replace(
-        pool.scenes[0], things=arrange([Thing(1, 0, POSED_SIZE), *pool.scenes[0].things], 2, SQUARE)
-    )
+    walks = []
 
     def walked(_: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool) -> Iterator[torch.Tensor]:
         walks.append((goal, batch))
         yield torch.ones(())
 
     monkeypatch.setattr(further, "walk", walked)
-    assert next(redraws(model, model, latents, pool, "add")) == {"add": 1}
+    assert next(redraws(model, model, Latents(small_pool), with_addition, "add")) == {"add": 1}
     ((goal, batch),) = walks
     noise = torch.randn_like(batch.target)
     drawn = (goal(noise, (1.0, 0.0)) != batch.target).any(-1).view(-1, *SQUARE)
