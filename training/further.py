@@ -113,9 +113,10 @@ def word(pool: Pool, samples: Sequence[Sample]) -> list[str]:
 
 
 def redraws(student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool, change: str) -> Iterator[Losses]:
-    """Draw things in another style, others, or one more; give how far off what a caption draws, by the shipped model.
+    """Draw things in another style, others, or one more; give how far off the shipped model's drawing of a caption.
 
-    A mean of outcomes that cannot be foreseen is a blur; what the shipped model draws from the same noise is none.
+    The caption tells the outcome. A mean of outcomes that cannot be foreseen is a blur; what the shipped model draws
+    from the same noise is none.
     """
     for shape, samples, captions in changes(pool, {change: 1.0}, told=True):
         assert captions, "told are those that a caption tells"
