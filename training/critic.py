@@ -9,6 +9,7 @@ of the pool that it has not met. The figures come from another one, `training.ju
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,17 @@ class Critic(nn.Module):
         self.things, self.styles = nn.Linear(WIDTHS[-1], things), nn.Linear(WIDTHS[-1], len(STYLES))
 
     def forward(self, windows: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.look(windows, noise)[-1].mean((2, 3))
+        with autocast():
+            return self.things(hidden).float(), self.styles(hidden).float()
+
+    def look(self, windows: Tensor, noise: Tensor) -> list[Tensor]:
+        """Give what each block makes of windows: features (B, width, side, side)."""
         level = noise[:, None, None, None].expand(-1, 1, *windows.shape[2:])
         shown = torch.cat([windows, level], dim=1).contiguous(memory_format=torch.channels_last)
         with autocast():
-            hidden = self.blocks(F.relu(self.stem(shown))).mean((2, 3))
-            return self.things(hidden).float(), self.styles(hidden).float()
+            stages = accumulate(self.blocks, lambda hidden, block: block(hidden), initial=F.relu(self.stem(shown)))
+            return list(stages)[1:]
 
 
 def shown_whole(scene: Scene) -> list[Thing]:
@@ -107,6 +114,22 @@ def doubts(critic: Critic, tokens: Tensor, views: Sequence[View], generator: tor
         for part, right in zip(logits, numbers, strict=True)
     )
     return named, styled
+
+
+def unlikeness(
+    critic: Critic, tokens: Tensor, real: Tensor, things: Sequence[Thing], generator: torch.Generator
+) -> Tensor:
+    """Say how unlike what squares (B, 64, 128) show is to what real ones do, about one thing each: (B,).
+
+    To the critic: how far its features are apart, each of length 1, under the same noise (0 to 0.5), as LPIPS compares
+    them (arXiv:1801.03924).
+    """
+    noise = 0.5 * torch.rand(len(things), generator=generator, device=tokens.device)
+    again = generator.clone_state()
+    seen = critic.look(draw_windows(tokens, things, noise, ASKED, generator), noise)
+    meant = critic.look(draw_windows(real, things, noise, ASKED, again), noise)
+    apart = [F.normalize(s.float(), dim=1) - F.normalize(m.float(), dim=1) for s, m in zip(seen, meant, strict=True)]
+    return torch.stack([off.square().sum(1).mean((1, 2)) for off in apart]).mean(0)
 
 
 class Views:

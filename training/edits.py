@@ -97,19 +97,26 @@ def squared(scene: Scene) -> Scene:
 
 
 def edits(bench: Bench, asked: Iterable[tuple[str, Case]], group: str) -> Shares:
-    """Make edits, and see which are right; of a changed background also how well it keeps the thing."""
+    """Make edits, and see which are right.
+
+    Of additions, also those for which room has to be made; of changed backgrounds, also how well the thing is kept.
+    """
     by_change: dict[str, list[Case]] = {}
     for change, case in asked:
         by_change.setdefault(change, []).append(case)
     shares = {}
     for change, cases in by_change.items():
         results = bench.run(cases, f"{group}_{change}")
-        shares[change] = bench.share(f"{group}_{change}", cases, results, judge_edits(bench, change, cases, results))
+        right = judge_edits(bench, change, cases, results)
+        shares[change] = bench.share(f"{group}_{change}", cases, results, right)
+        if change == "add":
+            filled = [case.sources[0].things[0] not in case.target.things for case in cases]
+            shares["add_to_full"] = float(right[filled].mean())
         if change == "background":
             decibels = np.array([bench.object_psnr(result, case) for result, case in zip(results, cases, strict=True)])
-            right = backgrounds_right(results, cases)
+            coloured = backgrounds_right(results, cases)
             shares["object_psnr_db"] = float(decibels.mean())
-            shares["coloured_and_kept"] = float((right & (decibels >= KEPT_PSNR_DB)).mean())
+            shares["coloured_and_kept"] = float((coloured & (decibels >= KEPT_PSNR_DB)).mean())
     return shares
 
 

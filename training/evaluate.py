@@ -22,7 +22,7 @@ from openklein.engine.weights import load_card, load_pipeline
 from training.batches import COMMON_THINGS
 from training.bench import Bench, Case, Shares, alone, backgrounds_right
 from training.data import STYLES, Concept
-from training.edits import edit_cases, edits, people_cases, references, reworded
+from training.edits import edit_cases, edits, nearest_style, people_cases, references, reworded
 from training.export import export
 from training.families import counted
 from training.fidelity import photographs, round_trips
@@ -41,10 +41,12 @@ def named(bench: Bench, thing: int, style: int) -> str:
 
 
 def name_things(bench: Bench, group: str, cases: list[Case]) -> Shares:
-    """Draw things, and see how often the judge names each first, and among its first five."""
+    """Draw things; see which the judge names first, or among its first five, and which are in their style."""
     results = bench.run(cases, group)
     ranks = bench.ranks(results, [case.target.things[0] for case in cases])
-    return {"top_1": float((ranks == 0).mean()), "top_5": bench.share(group, cases, results, ranks < 5)}
+    styled = np.mean([nearest_style(bench, result, case) for result, case in zip(results, cases, strict=True)])
+    top_5 = bench.share(group, cases, results, ranks < 5)
+    return {"top_1": float((ranks == 0).mean()), "top_5": top_5, "in_style": float(styled)}
 
 
 def one_thing(bench: Bench, group: str, *, held_out: bool = False) -> Shares:

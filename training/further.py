@@ -1,11 +1,11 @@
 """Go on from the weights that ship, for whoever has no run to resume: lay them out, and have what they draw named.
 
 `python -m training.further begin --work FOLDER` lays out tokenizer and autoencoder for training.pool.
-`train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions, where edits ask
-for something new and of several pictures in a row, is shown to training.critic. What it draws well already, and edits
-that it makes well, are held to what they were, another style or thing or one more to what a caption of it draws, other
-edits to their outcomes. The text encoder learns too, and is held to what it made of all other words. The whole model
-is left in FOLDER/further_weights.
+`train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions and of several
+pictures in a row, is shown to training.critic, and one thing alone is compared with the real picture of it. What else
+it draws well already, and edits that it makes well, are held to what they were, another style or thing or one more to
+what a caption of it draws by now, other edits to their outcomes. The text encoder learns too, and is held to what it
+made of all other words. The whole model is left in FOLDER/further_weights.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
-from training.batches import Batch, Latents, Pool, bare, changes, from_captions, stands_new, word_plainly
+from training.batches import Batch, Latents, Pool, changes, from_captions, stands_new, word_plainly
 from training.checkpoints import Average, Run
 from training.critic import Critic, View, load_critic
 from training.distill import known, renewed, velocity_at, walk
@@ -31,32 +31,28 @@ from training.model import SHIPPED, MiniModel, load_shipped
 from training.muon import Muon, is_hidden
 from training.precision import BATCH_SCALE, DEVICE
 from training.reward import (
-    STYLE_SHARE,
     Scenes,
     ask,
     caption_losses,
-    edit_losses,
     join_losses,
     look_at_joined,
-    look_at_new,
 )
 from training.scenes import SQUARE
 from training.synonyms import nouns
 from training.wording import caption, pick
 
-SURE = 3  # captions of a step that the shipped model draws too
-EDITED, RENEWED = 12, 12  # edits of a step: of each walk, half as many where there are many references; drawn anew
+EDITED = 12  # edits of a walk; half as many where there are many references
 DESCRIBED_SHARE = 0.35  # of the restylings, asked for by the outcome's caption
 JOINED = 25  # pictures of a step in all, in rows and as their references
 PLAIN_SHARE = 0.2  # of the edits, in the plainest words
 HEARD = 12  # captions of a step, words of a dictionary, and edits, that the text encoder is held to
 WEIGHTS = {  # of each loss among the others
-    "named": 0.3, "styled": 0.3 * STYLE_SHARE,  # doubts about captions
+    "named": 0.3, "styled": 0.35,  # doubts about captions
+    "unlike": 8.0, "off": 1.6,  # how unlike real ones things alone are, to the critic and in latents
     "sure": 2.0, "bare": 4.0,  # how far off what the shipped model draws surely is, and bare background
     "held": 20.0, "known": 5.0,  # how far off what the shipped model makes of edits is, and their outcomes
     "hard": 2.5,  # how far off the outcomes of other edits are
-    "restyle": 3.0, "replace": 3.0, "add": 3.0,  # how far what is new in them is off what the shipped model draws
-    "new": 0.5, "stays": 2.0,  # doubts about what is new, and how the rest comes out
+    "restyle": 3.0, "replace": 3.0, "add": 3.0,  # how far what is new in them is off what a caption draws
     "joined": 0.4, "around": 2.0,  # doubts about what is joined, and what is around it
     "heard": 10.0,  # how far off what the shipped text encoder makes of words that need nothing new is
 }  # fmt: skip
@@ -68,9 +64,8 @@ KNOWN = {  # shares of edits and joins that the shipped model makes well
 HARD = {  # and of those it does not
     "remove": 0.6, "skin": 0.13, "replace": 0.1, "recolour": 0.08, "expression": 0.06, "outline": 0.03,
 }  # fmt: skip
-NEW = {"replace": 0.7, "add": 0.3}  # and of those that draw something new
 ROWS = {"row": 1.0}  # and of joins that draw their things at another size
-REDRAWN = ("restyle", "replace")  # led to what the shipped model draws, in words that the text encoder has to learn
+REDRAWN = ("restyle", "replace")  # led to what a caption draws, in words that the text encoder has to learn
 UNSEEN = ("{word}", "a {word}", "the {word}", "a {word} on white", "add a {word}")
 Losses = dict[str, Tensor]
 
@@ -112,30 +107,20 @@ def word(pool: Pool, samples: Sequence[Sample]) -> list[str]:
     return [plain if pool.rng.random() < PLAIN_SHARE else pool.word(sample) for sample, plain in pairs]
 
 
-def redraws(student: MiniModel, shipped: MiniModel, latents: Latents, pool: Pool, change: str) -> Iterator[Losses]:
-    """Draw things in another style, others, or one more; give how far off the shipped model's drawing of a caption.
+def redraws(student: MiniModel, guide: MiniModel, latents: Latents, pool: Pool, change: str) -> Iterator[Losses]:
+    """Draw things in another style, others, or one more; give how far off the guide's drawing of a caption.
 
-    The caption tells the outcome. A mean of outcomes that cannot be foreseen is a blur; what the shipped model draws
-    from the same noise is none.
+    The caption tells the outcome. A mean of outcomes that cannot be foreseen is a blur; what the guide draws from the
+    same noise is none.
     """
     for shape, samples, captions in changes(pool, {change: 1.0}, told=True):
         assert captions, "told are those that a caption tells"
         share = DESCRIBED_SHARE if change == "restyle" else 0.0
         asked = [Sample(s.target) if pool.rng.random() < share else s for s in samples]
         batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in asked]))
-        goal = renewed(batch, known(shipped, from_captions(pool, batch, captions)), stands_new(pool, samples))
+        goal = renewed(batch, known(guide, from_captions(pool, batch, captions)), stands_new(pool, samples))
         for off in walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5)):
             yield {change: off}
-
-
-def new_edits(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View]]]:
-    """Draw endlessly edits that draw something new, and what that is."""
-    squares = pool.shapes["edit"].get((SQUARE, SQUARE), [])
-    assert look_at_new(pool, [sample for sample in squares if sample.change in NEW]), "or it would look for ever"
-    for shape, samples, _ in changes(pool, NEW):
-        samples = samples[: BATCH_SCALE * RENEWED]
-        if shape == (SQUARE, SQUARE) and (views := look_at_new(pool, samples)):
-            yield latents.batch(pool.draw(shape, samples, word(pool, samples))), views
 
 
 def joins(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, list[View]]]:
@@ -182,23 +167,26 @@ def captioned(
     """Draw captions again and again; give the losses of training.reward."""
     scenes = Scenes(pool)
     while True:
-        asked = ask(scenes)
-        behind = bare(pool, latents, asked.backgrounds[: BATCH_SCALE * SURE])
-        yield caption_losses(student, shipped, critic, asked, behind, generator)
+        yield caption_losses(student, shipped, critic, ask(scenes, latents), generator)
 
 
 def lessons(
-    student: MiniModel, shipped: MiniModel, critic: Critic, pool: Pool, latents: Latents, generator: torch.Generator
+    student: MiniModel,
+    guide: MiniModel,
+    shipped: MiniModel,
+    critic: Critic,
+    pool: Pool,
+    latents: Latents,
+    generator: torch.Generator,
 ) -> list[tuple[int, Iterator[Losses]]]:
     """List what is learned, each every so many steps: what goes through all four steps takes two seconds and more."""
     return [
-        *((1, redraws(student, shipped, latents, pool, change)) for change in (*REDRAWN, "add")),
-        (1, heard(student, shipped, pool)),
-        (2, captioned(student, shipped, critic, pool, latents, generator)),
+        *((3, redraws(student, guide, latents, pool, change)) for change in (*REDRAWN, "add")),
+        (2, heard(student, shipped, pool)),
+        (1, captioned(student, shipped, critic, pool, latents, generator)),
         (2, edit_walk(student, shipped, latents, pool, KNOWN)),
-        (3, edit_walk(student, None, latents, pool, HARD)),
-        (2, (join_losses(student, critic, *row, generator) for row in joins(pool, latents))),
-        (3, (edit_losses(student, critic, *edit, generator) for edit in new_edits(pool, latents))),
+        (4, edit_walk(student, None, latents, pool, HARD)),
+        (4, (join_losses(student, critic, *row, generator) for row in joins(pool, latents))),
     ]
 
 
@@ -217,13 +205,14 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
     student, critic = deepcopy(shipped).train(), load_critic(work).to(DEVICE)
     muon, adam = make_optimizers(student, peak_rate)
     average = Average(student, 0.99)
+    assert isinstance(average.module, MiniModel)
     run = Run(work / "further", minutes, {"model": student, "average": average, "muon": muon, "adam": adam})
     pool, latents = Pool(work, seed=run.step, caption_dropout=0.0), Latents(work)
     torch.manual_seed(run.step)
     generator = torch.Generator(DEVICE).manual_seed(run.step)
-    for model in (student, shipped):
+    for model in (student, average.module, shipped):
         compile_blocks(model)
-    learned = lessons(student, shipped, critic, pool, latents, generator)
+    learned = lessons(student, average.module, shipped, critic, pool, latents, generator)
     for _ in run:
         scale = run.learning_rate_scale(warmup=20, decay_from=0.3)
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = scale * peak_rate, scale * peak_rate / 2
@@ -235,7 +224,6 @@ def train(work: Path, minutes: float, peak_rate: float = 4e-4) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         average.update(student)
-    assert isinstance(average.module, MiniModel)
     export(average.module, work, work / "further_weights")
 
 

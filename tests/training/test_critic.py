@@ -10,7 +10,7 @@ import torch
 
 from training import critic
 from training.batches import Latents, Pool
-from training.critic import Critic, Views, cut, doubts, draw_windows, shown_whole
+from training.critic import Critic, Views, cut, doubts, draw_windows, shown_whole, unlikeness
 from training.precision import DEVICE
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange, halved
 
@@ -74,6 +74,20 @@ def test_a_doubt_is_of_the_thing_in_its_window_and_bounded(monkeypatch: pytest.M
         named, styled = doubts(model, tokens, [(0, things[0]), (1, things[1])], generator)
         assert named.tolist() == pytest.approx([-np.log(1 + critic.FLOOR), expected], abs=0.02)
         assert styled.tolist() == pytest.approx([-np.log(0.25 + critic.FLOOR)] * 2)
+
+
+def test_likeness_is_of_features_under_the_same_noise_and_about_the_thing() -> None:
+    model = Critic(2).to(DEVICE).eval().requires_grad_(False)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    real = torch.randn(2, 64, 128, device=DEVICE)
+    assert unlikeness(model, real, real, PAIR, generator).tolist() == [0, 0]
+    left = torch.arange(64, device=DEVICE).view(1, 64, 1) % 8 < 3
+    changed = torch.where(left, torch.randn(2, 64, 128, device=DEVICE), real)
+    near, far = unlikeness(model, changed, real, PAIR, generator).flip(0).tolist()
+    assert near < 0.2 * far, "the second thing stands to the right"
+    little = unlikeness(model, real + 0.1 * torch.randn_like(real), real, PAIR, generator)
+    assert 0 < little.max() < 0.2 * far
+    assert far < 2, "what looks at nothing in common"
 
 
 def test_views_are_those_of_the_pool_and_families_are_held_out_whole(

@@ -19,7 +19,6 @@ from training.further import (
     HEARD,
     JOINED,
     KNOWN,
-    NEW,
     ROWS,
     WEIGHTS,
     edit_walk,
@@ -27,12 +26,11 @@ from training.further import (
     in_turn,
     joins,
     make_optimizers,
-    new_edits,
     redraws,
 )
 from training.model import MiniModel, load_shipped
 from training.precision import BATCH_SCALE, DEVICE
-from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone
+from training.scenes import SQUARE, Layout, Thing, Tone
 from training.wording import Edit, Join
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -52,7 +50,7 @@ def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
     assert all(off.keys() == {"hard"} and off["hard"] > 0.1 for off in alone)
 
 
-@pytest.mark.parametrize("shares", [KNOWN, HARD, NEW, ROWS])
+@pytest.mark.parametrize("shares", [KNOWN, HARD, ROWS])
 def test_shares_are_of_changes_that_there_are_and_make_a_whole(shares: dict[str, float]) -> None:
     there_are = {change for kind in (Edit, Join, Layout, Tone) for change in get_args(kind)}
     assert set(shares) <= there_are, "any other would never be drawn"
@@ -106,20 +104,6 @@ def test_an_addition_is_redrawn_where_it_stands_and_what_made_room_is_not(
     drawn = (goal(noise, (1.0, 0.0)) != batch.target).any(-1).view(-1, *SQUARE)
     assert bool(drawn[:, 2:6, :4].all()), "the owl, of half the size, on the left"
     assert not bool(drawn[:, :, 4:].any()), "the apple, that filled the picture"
-
-
-def test_only_square_edits_that_show_something_new_are_drawn_anew(
-    small_pool: Path, with_samples: Callable[..., Pool]
-) -> None:
-    pool, latents = with_samples(Sample(3, (0,), "replace"), Sample(3, (2,), "add")), Latents(small_pool)
-    pool.scenes[3] = replace(pool.scenes[0], things=(Thing(0, 1, POSED_SIZE),))
-    for batch, views in islice(new_edits(pool, latents), 12):
-        assert batch.grid == SQUARE
-        assert batch.reference_grids == (SQUARE,), "no wide reference"
-        assert {thing for _, thing in views} == set(pool.scenes[3].things)
-    pool.scenes[3] = pool.scenes[0]
-    with pytest.raises(AssertionError, match="for ever"):
-        next(new_edits(pool, latents))
 
 
 def test_only_rows_of_squares_are_joined_anew(small_pool: Path, with_samples: Callable[..., Pool]) -> None:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from training import reward
-from training.batches import Batch, Latents, Pool, bare
+from training.batches import Batch, Latents, Pool
 from training.critic import Critic
 from training.data import STYLES, is_held_out
 from training.families import Sample, counted, shown_styles
@@ -19,34 +20,55 @@ from training.reward import (
     ask,
     caption_losses,
     draw,
-    edit_losses,
     join_losses,
     look_at_joined,
-    look_at_new,
 )
-from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange, halved
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, halved
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
 
 @pytest.fixture
 def scenes(with_samples: Callable[..., Pool]) -> Scenes:
+    """Show five things alone, on white by latents of 0, on blue of 1; of 4 and 5 with nothing there."""
     pool = with_samples()
-    concept = pool.concepts[0]
+    concept, starts = pool.concepts[0], pool.starts
     pool.concepts = [type(concept)(name, ()) for name in ("apple", "bus", "cat", "dog", "owl")]
+    shown = [(c, s) for c, concept in enumerate(pool.concepts) for s in shown_styles(concept)]
+    pool.scenes = [Scene((Thing(*pair, POSED_SIZE),), b, SQUARE) for pair in shown for b in ("white", "blue")]
+    pool.starts = np.array([*starts[:2].tolist() * len(shown), starts[4], starts[5]])
+    pool.bare = {"white": len(pool.scenes), "blue": len(pool.scenes) + 1}
     return Scenes(pool)
 
 
 def test_captions_tell_of_one_thing_of_two_and_of_several_alike(scenes: Scenes) -> None:
     drawn = [scenes.draw() for _ in range(300)]
     alone = [scene for scene in drawn if len(scene.things) == 1]
-    assert 0.25 < len(alone) / 300 < 0.5
+    assert 0.5 < len(alone) / 300 < 0.7
+    assert {scene.background for scene in alone} == {"white", "blue"}, "as the pool has painted them"
+    assert len({scene.background for scene in drawn if scene not in alone}) > 10
     assert max(len(scene.things) for scene in drawn) == 4
     for scene in drawn:
         for thing in scene.things:
             assert thing.style in shown_styles(scenes.pool.concepts[thing.concept])
     names = {(thing.concept, thing.style) for scene in drawn for thing in scene.things}
     assert not any(is_held_out(scenes.pool.concepts[c].label, list(STYLES)[s]) for c, s in names)
+
+
+def test_one_thing_is_drawn_only_as_it_is_painted_whole_and_plain(scenes: Scenes) -> None:
+    owl = Scene((Thing(4, 0, POSED_SIZE),), "white", SQUARE)
+    (thing,) = owl.things
+    for other in (
+        replace(owl, tone="greyscale"),
+        replace(owl, quarter_turns=1),
+        replace(owl, grid=(6, 11)),
+        *(replace(owl, things=(replace(thing, **change),)) for change in ({"size": 0.5}, {"tint": "red"}, {"x": 0.4})),
+        replace(owl, things=(thing, halved(thing, down=0.5))),
+    ):
+        scenes.pool.scenes = [owl, other]
+        found = Scenes(scenes.pool)
+        assert found.painted == {owl: 0}
+        assert found.alone == {4: {0: [owl]}}
 
 
 def test_of_several_alike_one_is_looked_at_and_of_what_covers_another_the_upper(scenes: Scenes) -> None:
@@ -64,74 +86,59 @@ def test_losses_are_of_what_is_drawn_and_go_back_through_every_step(
     scenes: Scenes, small_pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reward, "DRAWN", 4)
-    monkeypatch.setattr(reward, "draw_background", lambda _: "blue")
+    monkeypatch.setattr(reward, "SURE", 2)
     monkeypatch.setattr(reward, "ALONE", 1.0)
     monkeypatch.setattr(reward, "rounded", lambda sigma: sigma)
     shipped = load_shipped()[0].to(DEVICE).requires_grad_(False)
     student: MiniModel = load_shipped()[0].to(DEVICE)
     student.transformer.requires_grad_(True)
     critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
-    asked, generator = ask(scenes), torch.Generator(DEVICE).manual_seed(0)
-    assert len(asked.batch.target) == len(asked.views) == 4
+    asked, generator = ask(scenes, Latents(small_pool)), torch.Generator(DEVICE).manual_seed(0)
+    assert len(asked.batch.target) == len(asked.views) == len(asked.real) == 4
     assert bool(asked.alone.all())
-    behind = bare(scenes.pool, Latents(small_pool), asked.backgrounds[:2])
-    losses = caption_losses(student, shipped, critic, asked, behind, generator)
+    assert (asked.real[:2] + 4).equal(asked.behind), "a thing on the background that it is painted on"
+    losses = caption_losses(student, shipped, critic, asked, generator)
     assert losses["sure"] < 1e-6, "the same model"
-    assert losses["bare"] == 0, "no picture is near a background of fives"
+    assert losses["bare"] == 0, "no picture is near a background of fours or fives"
     assert 0 < losses["named"] < 5
     losses["named"].backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.transformer.blocks[0].parameters())
     with torch.no_grad():
-        drawn = draw(shipped, replace(asked.batch, target=asked.batch.target[:4]))
-        near = caption_losses(shipped, shipped, critic, asked, drawn[:2] + 0.1, generator)
+        drawn = draw(shipped, replace(asked.batch, target=asked.batch.target))
+        asked = replace(asked, behind=drawn[:2] + 0.1, real=drawn + 0.1)
+        near = caption_losses(shipped, shipped, critic, asked, generator)
         torch.nn.init.normal_(student.transformer.proj_out.weight, std=0.1)
-        far = caption_losses(student, shipped, critic, asked, drawn[:2] + 0.1, generator)
-        elsewhere = caption_losses(student, shipped, critic, asked, behind, generator)
-    assert near["bare"].item() == pytest.approx(0.01, abs=1e-4)
+        far = caption_losses(student, shipped, critic, asked, generator)
+        asked = replace(asked, behind=asked.behind + 4)
+        elsewhere = caption_losses(student, shipped, critic, asked, generator)
+        last_alone = torch.tensor([False, False, True, True], device=DEVICE)
+        several = replace(asked, alone=last_alone, real=asked.real[2:])
+        together = caption_losses(student, shipped, critic, several, generator)
+    assert [near[name].item() for name in ("bare", "off")] == pytest.approx([0.01, 0.01], abs=1e-4)
     assert far["bare"] > 0.1
+    assert far["off"] > 0.1
+    assert near["unlike"] < 0.2 * far["unlike"]
     assert far["sure"] == 0, "what is bare is held to the background alone"
-    assert elsewhere["sure"] > 0.001, "to what was drawn, as sure as a critic is who has learned nothing"
+    assert together["sure"] > 0.001, "to what was drawn, as sure as a critic is who has learned nothing"
+    assert elsewhere["sure"] == 0, "what is alone is compared with the real one"
 
 
-def test_what_is_new_is_looked_at_and_nothing_else(with_samples: Callable[..., Pool]) -> None:
-    pool = with_samples()
-    kept, gone, come = Thing(0, 0, 0.5, x=0.25), Thing(1, 0, 0.5, x=0.75), Thing(2, 0, 0.5, x=0.75)
-    restyled = replace(kept, style=1)
-    scenes = ((kept, gone), (kept, come), (restyled, gone))
-    pool.scenes = [Scene(things, "red", SQUARE) for things in scenes]
-    samples = [Sample(1, (0,), "replace"), Sample(2, (0,), "restyle"), Sample(0, (0,), "recolour")]
-    assert look_at_new(pool, samples) == [(0, come), (1, restyled)]
-
-
-def test_what_makes_room_for_what_is_new_is_looked_at_too(with_samples: Callable[..., Pool]) -> None:
-    pool, (kept, come) = with_samples(), arrange([Thing(0, 0, POSED_SIZE), Thing(1, 0, POSED_SIZE)], 2, SQUARE)
-    before = replace(kept, size=POSED_SIZE, x=0.5)
-    pool.scenes = [Scene(things, "red", SQUARE) for things in ((before,), (kept,), (kept, come))]
-    assert look_at_new(pool, [Sample(2, (0,), "add"), Sample(2, (1,), "add")]) == [(0, kept), (0, come), (1, come)]
-
-
-def test_what_an_edit_draws_anew_is_doubted_and_the_rest_held_to_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_things_alone_are_compared_with_real_ones(
+    scenes: Scenes, small_pool: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = scenes.pool.scenes[0], counted(Thing(1, 0, POSED_SIZE), 2, "blue")
+    waiting = [two, one, two]
+    monkeypatch.setattr(reward, "DRAWN", 3)
+    monkeypatch.setattr(scenes, "draw", waiting.pop)
+    monkeypatch.setattr(reward, "draw", lambda _, batch: torch.full_like(batch.target, 3.0))
+    asked = ask(scenes, Latents(small_pool))
     critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
-    before = torch.zeros(2, 64, 128, device=DEVICE)
-    target = before.clone()
-    target[:, :32] = 1.0
-    ids, mask = torch.zeros(2, 8, dtype=torch.long), torch.ones(2, 8, dtype=torch.bool)
-    batch = Batch(target, before, ids, mask, SQUARE, (SQUARE,))
-    starts = []
-
-    def drawn(_: MiniModel, batch: Batch) -> torch.Tensor:
-        starts.append(batch.target)
-        return torch.full_like(target, 2.0)
-
-    monkeypatch.setattr(reward, "draw", drawn)
-    student, views = load_shipped()[0], [(0, Thing(0, 0, 0.5)), (1, Thing(1, 0, 0.5)), (1, Thing(2, 1, 0.5))]
-
     generator = torch.Generator(DEVICE).manual_seed(0)
-    losses = edit_losses(student, critic, batch, views, generator)
-    assert losses["stays"].item() == pytest.approx((0.1 * 1 + 4) / 2, rel=1e-5)
-    named, styled = 1.5 * torch.tensor(5.0).log().item(), 1.5 * torch.tensor(float(len(STYLES))).log().item()
-    assert losses["new"].item() == pytest.approx(named + 0.3 * styled, rel=0.3)
-    assert all(0.9 < start.std() < 1.1 and start.mean().abs() < 0.1 for start in starts), "from noise"
+    shipped = load_shipped()[0].to(DEVICE)
+    losses = caption_losses(shipped, shipped, critic, asked, generator)
+    assert losses["off"].item() == pytest.approx(3.0**2 / 3), "of three pictures one, whose real one is nought"
+    monkeypatch.setattr(reward, "draw", lambda _, batch: torch.zeros_like(batch.target))
+    assert caption_losses(shipped, shipped, critic, asked, generator)["unlike"] == 0
 
 
 def test_all_that_is_joined_is_doubted_and_what_is_around_it_held_to_the_outcome(
