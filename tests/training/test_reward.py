@@ -1,160 +1,141 @@
-"""Check what is asked for, what is looked at, and what is held, when a critic is shown what is drawn."""
+"""Check what is asked for, what is looked at, and what it is compared with, when a critic is shown what is drawn."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from training import reward
 from training.batches import Batch, Latents, Pool
 from training.critic import Critic
-from training.data import STYLES, is_held_out
-from training.families import Sample, counted, shown_styles
+from training.data import STYLES
+from training.families import Sample, counted
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
-from training.reward import (
-    Scenes,
-    ask,
-    caption_losses,
-    draw,
-    join_losses,
-    look_at_joined,
-)
-from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, halved
+from training.reward import Captioned, captions, drawn_losses, look_at_joined
+from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange, halved
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
 
 @pytest.fixture
-def scenes(with_samples: Callable[..., Pool]) -> Scenes:
-    """Show five things alone, on white by latents of 0, on blue of 1; of 4 and 5 with nothing there."""
+def pool(with_samples: Callable[..., Pool]) -> Pool:
+    """Open the small pool with samples of what the test puts into it."""
     pool = with_samples()
-    concept, starts = pool.concepts[0], pool.starts
+    concept = pool.concepts[0]
     pool.concepts = [type(concept)(name, ()) for name in ("apple", "bus", "cat", "dog", "owl")]
-    shown = [(c, s) for c, concept in enumerate(pool.concepts) for s in shown_styles(concept)]
-    pool.scenes = [Scene((Thing(*pair, POSED_SIZE),), b, SQUARE) for pair in shown for b in ("white", "blue")]
-    pool.starts = np.array([*starts[:2].tolist() * len(shown), starts[4], starts[5]])
-    pool.bare = {"white": len(pool.scenes), "blue": len(pool.scenes) + 1}
-    return Scenes(pool)
+    return pool
 
 
-def test_captions_tell_of_one_thing_of_two_and_of_several_alike(scenes: Scenes) -> None:
-    drawn = [scenes.draw() for _ in range(300)]
-    alone = [scene for scene in drawn if len(scene.things) == 1]
-    assert 0.5 < len(alone) / 300 < 0.7
-    assert {scene.background for scene in alone} == {"white", "blue"}, "as the pool has painted them"
-    assert len({scene.background for scene in drawn if scene not in alone}) > 10
-    assert max(len(scene.things) for scene in drawn) == 4
-    for scene in drawn:
-        for thing in scene.things:
-            assert thing.style in shown_styles(scenes.pool.concepts[thing.concept])
-    names = {(thing.concept, thing.style) for scene in drawn for thing in scene.things}
-    assert not any(is_held_out(scenes.pool.concepts[c].label, list(STYLES)[s]) for c, s in names)
+def show(pool: Pool, *scenes: Scene) -> None:
+    """Have captions tell these scenes alone, with the pool's first latents for each."""
+    pool.scenes = list(scenes)
+    pool.starts = torch.arange(len(scenes)).numpy() * 64 % 128
+    pool.shapes["text"] = {(SQUARE,): [Sample(number) for number in range(len(scenes))]}
 
 
-def test_one_thing_is_drawn_only_as_it_is_painted_whole_and_plain(scenes: Scenes) -> None:
-    owl = Scene((Thing(4, 0, POSED_SIZE),), "white", SQUARE)
-    (thing,) = owl.things
-    for other in (
-        replace(owl, tone="greyscale"),
-        replace(owl, quarter_turns=1),
-        replace(owl, grid=(6, 11)),
-        *(replace(owl, things=(replace(thing, **change),)) for change in ({"size": 0.5}, {"tint": "red"}, {"x": 0.4})),
-        replace(owl, things=(thing, halved(thing, down=0.5))),
-    ):
-        scenes.pool.scenes = [owl, other]
-        found = Scenes(scenes.pool)
-        assert found.painted == {owl: 0}
-        assert found.alone == {4: {0: [owl]}}
+def alone(concept: int, style: int = 0) -> Scene:
+    return Scene((Thing(concept, style, POSED_SIZE),), "white", SQUARE)
 
 
-def test_of_several_alike_one_is_looked_at_and_of_what_covers_another_the_upper(scenes: Scenes) -> None:
-    one, two = Thing(0, 0, POSED_SIZE), Thing(1, 0, POSED_SIZE)
-    assert scenes.look_at(3, Scene((one,), "red", SQUARE)) == [(3, one)]
-    alike = counted(one, 3, "red")
-    seen = {view for _ in range(40) for view in scenes.look_at(0, alike)}
-    assert len(scenes.look_at(0, alike)) == 1
-    assert {thing for _, thing in seen} == set(alike.things)
-    before = halved(two, down=0.5)
-    assert scenes.look_at(0, Scene((one, before), "red", SQUARE)) == [(0, before)]
+def together(*pairs: tuple[int, int]) -> Scene:
+    things = [Thing(concept, style, POSED_SIZE) for concept, style in pairs]
+    return Scene(arrange(things, 2, SQUARE), "white", SQUARE)
 
 
-def test_losses_are_of_what_is_drawn_and_go_back_through_every_step(
-    scenes: Scenes, small_pool: Path, monkeypatch: pytest.MonkeyPatch
+def test_captions_tell_of_one_thing_in_each_style_and_of_several_in_one(pool: Pool) -> None:
+    small = Scene((halved(alone(2).things[0]),), "white", SQUARE)
+    show(pool, alone(0, 1), alone(0, 2), small, together((0, 1), (3, 1)), together((0, 1), (3, 2)), alone(0, 2))
+    captioned = Captioned(pool)
+    assert captioned.alone == {0: {1: [0], 2: [1, 5]}, 2: {0: [2]}}
+    assert captioned.several == {0: [3], 3: [3]}, "a caption cannot tell two styles"
+    drawn = Counter(captioned.draw() for _ in range(1000))
+    assert drawn.keys() == {0, 1, 2, 3, 5}
+    assert 550 < 1000 - drawn[3] < 650
+    assert drawn[0] > drawn[1] + drawn[5], "the style that comes first is the one of a bare name"
+
+
+def test_what_comes_first_in_the_list_is_drawn_more_often(pool: Pool) -> None:
+    show(pool, *(alone(concept) for concept in range(5)), together((0, 0), (1, 0)))
+    captioned = Captioned(pool)
+    drawn = Counter(captioned.draw() for _ in range(3000))
+    assert drawn[0] > 1.15 * drawn[4] > 0
+
+
+def test_of_several_alike_one_is_looked_at_and_of_what_covers_another_the_upper(
+    pool: Pool, small_pool: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    behind, front = alone(0).things[0], halved(alone(1).things[0], down=0.5)
+    alike, hidden = counted(behind, 3, "white"), Scene((behind, front), "white", SQUARE)
+    show(pool, alone(0), alike, hidden)
+    latents, numbers = Latents(small_pool), cycle(range(3))
+    monkeypatch.setattr(reward, "DRAWN", 3)
+    monkeypatch.setattr(Captioned, "draw", lambda _: next(numbers))
+    found = captions(pool, latents)
+    batches = [next(found) for _ in range(40)]
+    for batch, views in batches:
+        assert [picture for picture, _ in views] == [0, 1, 2]
+        assert views[0] == (0, behind)
+        assert views[2] == (2, front)
+        assert batch.target.equal(latents.picture(torch.tensor([0, 64, 0]), SQUARE)), "as the pool has painted them"
+        assert batch.references.shape[1] == 0
+    assert {views[1][1] for _, views in batches} == set(alike.things)
+
+
+def test_losses_go_back_through_every_step(pool: Pool, small_pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    show(pool, alone(0), together((0, 0), (1, 0)))
     monkeypatch.setattr(reward, "DRAWN", 4)
-    monkeypatch.setattr(reward, "SURE", 2)
-    monkeypatch.setattr(reward, "ALONE", 1.0)
-    monkeypatch.setattr(reward, "rounded", lambda sigma: sigma)
-    shipped = load_shipped()[0].to(DEVICE).requires_grad_(False)
-    student: MiniModel = load_shipped()[0].to(DEVICE)
+    student: MiniModel = load_shipped()[0].to(DEVICE).requires_grad_(False)
     student.transformer.requires_grad_(True)
     critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
-    asked, generator = ask(scenes, Latents(small_pool)), torch.Generator(DEVICE).manual_seed(0)
-    assert len(asked.batch.target) == len(asked.views) == len(asked.real) == 4
-    assert bool(asked.alone.all())
-    assert (asked.real[:2] + 4).equal(asked.behind), "a thing on the background that it is painted on"
-    losses = caption_losses(student, shipped, critic, asked, generator)
-    assert losses["sure"] < 1e-6, "the same model"
-    assert losses["bare"] == 0, "no picture is near a background of fours or fives"
-    assert 0 < losses["named"] < 5
-    losses["named"].backward()  # type: ignore[no-untyped-call]
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in student.transformer.blocks[0].parameters())
-    with torch.no_grad():
-        drawn = draw(shipped, replace(asked.batch, target=asked.batch.target))
-        asked = replace(asked, behind=drawn[:2] + 0.1, real=drawn + 0.1)
-        near = caption_losses(shipped, shipped, critic, asked, generator)
-        torch.nn.init.normal_(student.transformer.proj_out.weight, std=0.1)
-        far = caption_losses(student, shipped, critic, asked, generator)
-        asked = replace(asked, behind=asked.behind + 4)
-        elsewhere = caption_losses(student, shipped, critic, asked, generator)
-        last_alone = torch.tensor([False, False, True, True], device=DEVICE)
-        several = replace(asked, alone=last_alone, real=asked.real[2:])
-        together = caption_losses(student, shipped, critic, several, generator)
-    assert [near[name].item() for name in ("bare", "off")] == pytest.approx([0.01, 0.01], abs=1e-4)
-    assert far["bare"] > 0.1
-    assert far["off"] > 0.1
-    assert near["unlike"] < 0.2 * far["unlike"]
-    assert far["sure"] == 0, "what is bare is held to the background alone"
-    assert together["sure"] > 0.001, "to what was drawn, as sure as a critic is who has learned nothing"
-    assert elsewhere["sure"] == 0, "what is alone is compared with the real one"
+    batch, views = next(captions(pool, Latents(small_pool)))
+    losses = drawn_losses(student, critic, batch, views, torch.Generator(DEVICE).manual_seed(0))
+    assert losses.keys() == {"named", "styled", "unlike", "off"}
+    for name, loss in losses.items():
+        student.zero_grad()
+        loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+        parameters = student.transformer.blocks[0].parameters()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters), name
 
 
-def test_only_things_alone_are_compared_with_real_ones(
-    scenes: Scenes, small_pool: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_drawn_is_compared_with_the_real_picture_about_each_view(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = scenes.pool.scenes[0], counted(Thing(1, 0, POSED_SIZE), 2, "blue")
-    waiting = [two, one, two]
-    monkeypatch.setattr(reward, "DRAWN", 3)
-    monkeypatch.setattr(scenes, "draw", waiting.pop)
-    monkeypatch.setattr(reward, "draw", lambda _, batch: torch.full_like(batch.target, 3.0))
-    asked = ask(scenes, Latents(small_pool))
-    critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
-    generator = torch.Generator(DEVICE).manual_seed(0)
-    shipped = load_shipped()[0].to(DEVICE)
-    losses = caption_losses(shipped, shipped, critic, asked, generator)
-    assert losses["off"].item() == pytest.approx(3.0**2 / 3), "of three pictures one, whose real one is nought"
-    monkeypatch.setattr(reward, "draw", lambda _, batch: torch.zeros_like(batch.target))
-    assert caption_losses(shipped, shipped, critic, asked, generator)["unlike"] == 0
-
-
-def test_all_that_is_joined_is_doubted_and_what_is_around_it_held_to_the_outcome(
-    with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = with_samples()
     things = tuple(Thing(i, i, 0.25, x=0.125 + 0.25 * i) for i in range(3))
-    pool.scenes = [Scene(things, "red", SQUARE), *(Scene((thing,), "red", SQUARE) for thing in things)]
+    show(pool, Scene(things, "red", SQUARE), *(Scene((thing,), "red", SQUARE) for thing in things))
     views = look_at_joined(pool, 2 * [Sample(0, (1, 2, 3), "row")])
     assert views == [(number, thing) for number in (0, 1) for thing in things]
     critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
-    target, ids = torch.zeros(2, 64, 128, device=DEVICE), torch.zeros(2, 8, dtype=torch.long)
-    target[:, 32:] = 1.0
-    batch = Batch(target, target.repeat(1, 3, 1), ids, ids.bool(), SQUARE, 3 * (SQUARE,))
-    monkeypatch.setattr(reward, "draw", lambda _, batch: torch.full_like(batch.target, 2.0))
-    losses = join_losses(load_shipped()[0], critic, batch, views, torch.Generator(DEVICE).manual_seed(0))
-    assert losses["around"].item() == pytest.approx((4 + 0.1 * 1) / 2, rel=1e-5)
-    expected = torch.tensor(5.0).log() + 0.3 * torch.tensor(float(len(STYLES))).log()
-    assert losses["joined"].item() == pytest.approx(expected.item(), rel=0.2)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    real, ids = torch.randn(2, 64, 128, generator=generator, device=DEVICE), torch.zeros(2, 8, dtype=torch.long)
+    batch = Batch(real, real.repeat(1, 3, 1), ids, ids.bool(), SQUARE, 3 * (SQUARE,))
+
+    def losses(pictures: torch.Tensor) -> dict[str, float]:
+        monkeypatch.setattr(reward, "draw", lambda *_: pictures)
+        found = drawn_losses(load_shipped()[0], critic, batch, views, generator)
+        return {name: loss.item() for name, loss in found.items()}
+
+    same, near, swapped = losses(real), losses(real + 0.1), losses(real.flip(0))
+    assert (same["unlike"], same["off"]) == (0, 0)
+    assert near["off"] == pytest.approx(0.01, rel=1e-4)
+    assert 0 < near["unlike"] < 0.2 * swapped["unlike"]
+    assert same["named"] == pytest.approx(torch.tensor(5.0).log().item(), rel=0.2)
+    assert same["styled"] == pytest.approx(torch.tensor(float(len(STYLES))).log().item(), rel=0.2)
+
+
+def test_the_real_picture_is_never_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    ids = torch.zeros(1, 8, dtype=torch.long)
+    batch = Batch(torch.zeros(1, 64, 128, device=DEVICE), torch.zeros(1, 0, 128), ids, ids.bool(), SQUARE, ())
+
+    def draw(_: MiniModel, asked: Batch) -> torch.Tensor:
+        given.append(asked.target)
+        return asked.target
+
+    monkeypatch.setattr(reward, "draw", draw)
+    critic = Critic(5).to(DEVICE).eval()
+    drawn_losses(load_shipped()[0], critic, batch, [(0, alone(0).things[0])], torch.Generator(DEVICE).manual_seed(0))
+    assert 0.9 < given[0].std() < 1.1, "but from noise"
