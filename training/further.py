@@ -2,9 +2,9 @@
 
 `python -m training.further begin --work FOLDER` lays out tokenizer and autoencoder for training.pool.
 `train --minutes N` resumes FOLDER/further: what the transformer draws in its four steps, from captions and of several
-pictures in a row, is shown to training.critic and compared with the real picture. Edits that it makes well are held to
-what they were, another style or thing or one more to what a caption of it draws by now, other edits to their outcomes.
-The text encoder stays as it is. The whole model is left in FOLDER/further_weights.
+pictures in a row, is shown to training.critic, and what captions draw is compared with the real picture. Edits that it
+makes well are held to what they were, another style or thing or one more to what a caption of it draws by now, other
+edits to their outcomes. The text encoder stays as it is. The whole model is left in FOLDER/further_weights.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from training.flow import compile_blocks
 from training.model import SHIPPED, MiniModel, load_shipped
 from training.muon import Muon, is_hidden
 from training.precision import BATCH_SCALE, DEVICE
-from training.reward import Asked, captions, drawn_losses, look_at_joined
+from training.reward import Asked, captions, drawn_losses, join_losses, look_at_joined
 from training.scenes import SQUARE
 
 EDITED = 12  # edits of a walk; half as many where there are many references
@@ -39,7 +39,7 @@ PLAIN_SHARE = 0.2  # of the edits, in the plainest words
 WEIGHTS = {  # of each loss among the others
     "named": 0.4, "styled": 0.35,  # doubts about what captions draw
     "unlike": 9.0, "off": 1.6,  # how unlike the real picture that is, to the critic and in latents
-    "row_named": 0.4, "row_styled": 0.12, "row_unlike": 4.0, "row_off": 2.0,  # the same of what is joined
+    "joined": 0.4, "around": 2.0,  # doubts about what is joined, and what is around it
     "held": 20.0, "known": 5.0,  # how far off what the shipped model makes of edits is, and their outcomes
     "hard": 2.5,  # how far off the outcomes of other edits are
     "restyle": 3.0, "replace": 3.0, "add": 3.0,  # how far what is new in them is off what a caption draws
@@ -128,15 +128,6 @@ def make_optimizers(student: MiniModel, rate: float) -> list[torch.optim.Optimiz
     return [Muon(matrices, rate), torch.optim.AdamW(others, rate / 2, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def draws(
-    student: MiniModel, critic: Critic, asked: Iterator[Asked], generator: torch.Generator, prefix: str = ""
-) -> Iterator[Losses]:
-    """Draw what is asked for again and again; give the losses of training.reward."""
-    for batch, views in asked:
-        losses = drawn_losses(student, critic, batch, views, generator)
-        yield {prefix + name: loss for name, loss in losses.items()}
-
-
 def lessons(
     student: MiniModel,
     guide: MiniModel,
@@ -149,10 +140,10 @@ def lessons(
     """List what is learned, each every so many steps: what goes through all four steps takes two seconds and more."""
     return [
         *((3, redraws(student, guide, latents, pool, change)) for change in ("restyle", "replace", "add")),
-        (1, draws(student, critic, captions(pool, latents), generator)),
+        (1, (drawn_losses(student, critic, *asked, generator) for asked in captions(pool, latents))),
         (2, edit_walk(student, shipped, latents, pool, KNOWN)),
         (4, edit_walk(student, None, latents, pool, HARD)),
-        (3, draws(student, critic, joins(pool, latents), generator, "row_")),
+        (3, (join_losses(student, critic, *row, generator) for row in joins(pool, latents))),
     ]
 
 

@@ -1,7 +1,7 @@
-"""Have a critic see what the transformer draws in its four steps, beside the real picture, and take that back.
+"""Have a critic see what the transformer draws in its four steps, and take its doubts back through all of them.
 
-Direct reward fine-tuning, arXiv:2309.17400. Captions are of pictures of the pool, rows those that it puts together, so
-that what they should show is painted already, and can be compared in place of only being named.
+Direct reward fine-tuning, arXiv:2309.17400. Captions are of pictures of the pool, which what is drawn is compared with.
+Pictures of several put together are doubted alone, and what is around them held to the outcome.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -27,6 +27,9 @@ ALONE = 0.6  # share of the captions that are of one thing
 COMMON_POWER = 1.2  # by which the first in the list are drawn more often
 DEFAULT_STYLE_SHARE = 0.3  # at least, of what is alone
 PLAIN_SHARE = 0.25  # of the captions, in the plainest words
+STYLE_SHARE = 0.3  # of the doubts about a style among the others, in a row
+BARE = 0.02  # mean square by which a token shows more than the background
+JOINED_SHARE = 0.1  # of what differs from the outcome, where that is joined: more than one will do
 Asked = tuple[Batch, list[View]]  # pictures and the words for them, and what is to be seen in each
 
 
@@ -105,3 +108,14 @@ def drawn_losses(
         "unlike": unlike.mean(),
         "off": (pictures - batch.target).square().mean(),
     }
+
+
+def join_losses(
+    student: MiniModel, critic: Critic, batch: Batch, views: Sequence[View], generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draw squares of several things, doubt each, and compare with the outcome: fully only where that is bare."""
+    pictures = draw(student, replace(batch, target=torch.randn_like(batch.target)))
+    is_bare = (batch.target - batch.target[:, :1]).square().mean(-1, keepdim=True) < BARE
+    error = torch.where(is_bare, 1.0, JOINED_SHARE) * (pictures - batch.target).square()
+    named, styled = doubts(critic, pictures, views, generator)
+    return {"joined": (named + STYLE_SHARE * styled).mean(), "around": error.mean()}

@@ -15,7 +15,7 @@ from training.data import STYLES
 from training.families import Sample, counted
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
-from training.reward import Captioned, captions, drawn_losses, look_at_joined
+from training.reward import Captioned, captions, drawn_losses, join_losses, look_at_joined
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange, halved
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -101,17 +101,13 @@ def test_losses_go_back_through_every_step(pool: Pool, small_pool: Path, monkeyp
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters), name
 
 
-def test_what_is_drawn_is_compared_with_the_real_picture_about_each_view(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    things = tuple(Thing(i, i, 0.25, x=0.125 + 0.25 * i) for i in range(3))
-    show(pool, Scene(things, "red", SQUARE), *(Scene((thing,), "red", SQUARE) for thing in things))
-    views = look_at_joined(pool, 2 * [Sample(0, (1, 2, 3), "row")])
-    assert views == [(number, thing) for number in (0, 1) for thing in things]
+def test_what_is_drawn_is_compared_with_the_real_picture_about_each_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = arrange([Thing(number, number, POSED_SIZE) for number in (0, 1)], 2, SQUARE)
+    views = [(0, one), (0, two), (1, one)]
     critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
     generator = torch.Generator(DEVICE).manual_seed(0)
     real, ids = torch.randn(2, 64, 128, generator=generator, device=DEVICE), torch.zeros(2, 8, dtype=torch.long)
-    batch = Batch(real, real.repeat(1, 3, 1), ids, ids.bool(), SQUARE, 3 * (SQUARE,))
+    batch = Batch(real, real[:, :0], ids, ids.bool(), SQUARE, ())
 
     def losses(pictures: torch.Tensor) -> dict[str, float]:
         monkeypatch.setattr(reward, "draw", lambda *_: pictures)
@@ -126,7 +122,28 @@ def test_what_is_drawn_is_compared_with_the_real_picture_about_each_view(
     assert same["styled"] == pytest.approx(torch.tensor(float(len(STYLES))).log().item(), rel=0.2)
 
 
-def test_the_real_picture_is_never_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_that_is_joined_is_doubted_and_what_is_around_it_held_to_the_outcome(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    things = tuple(Thing(i, i, 0.25, x=0.125 + 0.25 * i) for i in range(3))
+    show(pool, Scene(things, "red", SQUARE), *(Scene((thing,), "red", SQUARE) for thing in things))
+    views = look_at_joined(pool, 2 * [Sample(0, (1, 2, 3), "row")])
+    assert views == [(number, thing) for number in (0, 1) for thing in things]
+    critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
+    target, ids = torch.zeros(2, 64, 128, device=DEVICE), torch.zeros(2, 8, dtype=torch.long)
+    target[:, 32:] = 1.0
+    batch = Batch(target, target.repeat(1, 3, 1), ids, ids.bool(), SQUARE, 3 * (SQUARE,))
+    monkeypatch.setattr(reward, "draw", lambda _, batch: torch.full_like(batch.target, 2.0))
+    losses = join_losses(load_shipped()[0], critic, batch, views, torch.Generator(DEVICE).manual_seed(0))
+    assert losses["around"].item() == pytest.approx((4 + 0.1 * 1) / 2, rel=1e-5)
+    expected = torch.tensor(5.0).log() + 0.3 * torch.tensor(float(len(STYLES))).log()
+    assert losses["joined"].item() == pytest.approx(expected.item(), rel=0.2)
+
+
+@pytest.mark.parametrize("losses", [drawn_losses, join_losses])
+def test_the_real_picture_is_never_drawn_from(
+    monkeypatch: pytest.MonkeyPatch, losses: Callable[..., dict[str, torch.Tensor]]
+) -> None:
     given = []
     ids = torch.zeros(1, 8, dtype=torch.long)
     batch = Batch(torch.zeros(1, 64, 128, device=DEVICE), torch.zeros(1, 0, 128), ids, ids.bool(), SQUARE, ())
@@ -137,5 +154,5 @@ def test_the_real_picture_is_never_drawn_from(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(reward, "draw", draw)
     critic = Critic(5).to(DEVICE).eval()
-    drawn_losses(load_shipped()[0], critic, batch, [(0, alone(0).things[0])], torch.Generator(DEVICE).manual_seed(0))
+    losses(load_shipped()[0], critic, batch, [(0, alone(0).things[0])], torch.Generator(DEVICE).manual_seed(0))
     assert 0.9 < given[0].std() < 1.1, "but from noise"
