@@ -257,17 +257,18 @@ def from_captions(pool: Pool, batch: Batch, told: Sequence[str]) -> Batch:
 
 
 def stands_new(pool: Pool, samples: Sequence[Sample]) -> Tensor:
-    """Tell of squares which tokens may show what an edit draws anew (B, N, 1): those where that stands.
+    """Tell of squares which tokens may show what an edit draws anew (B, N, 1): of an addition, where that stands.
 
-    What is beside it, and what made room for an addition, is as the reference shows it.
+    What made room for it is drawn at another size, but as the reference shows it.
     """
-    new = torch.empty(len(samples), *SQUARE, dtype=torch.bool)
+    new = torch.ones(len(samples), *SQUARE, dtype=torch.bool)
     centres = [(torch.arange(side) + 0.5) / side for side in SQUARE]
     for number, sample in enumerate(samples):
-        thing = added(pool.scenes[sample.references[0]], pool.scenes[sample.target])
-        reach = thing.size / 2 + 0.5 / min(SQUARE)
-        down, right = (abs(c - at) < reach for c, at in zip(centres, (thing.y, thing.x), strict=True))
-        new[number] = down[:, None] & right
+        if sample.change == "add":
+            thing = added(pool.scenes[sample.references[0]], pool.scenes[sample.target])
+            reach = thing.size / 2 + 0.5 / min(SQUARE)
+            down, right = (abs(c - at) < reach for c, at in zip(centres, (thing.y, thing.x), strict=True))
+            new[number] = down[:, None] & right
     return new.flatten(1)[..., None].to(DEVICE)
 
 
