@@ -1,7 +1,7 @@
 """Check what is asked for, what is looked at, and what it is compared with, when a critic is shown what is drawn."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from training import reward
-from training.batches import Batch, Latents, Pool
+from training.batches import Batch, Latents, Pool, word_plainly
 from training.critic import Critic
 from training.data import STYLES
 from training.families import Sample, counted
@@ -83,6 +83,27 @@ def test_of_several_alike_one_is_looked_at_and_of_what_covers_another_the_upper(
         assert batch.target.equal(latents.picture(torch.tensor([0, 64, 0]), SQUARE)), "as the pool has painted them"
         assert batch.references.shape[1] == 0
     assert {views[1][1] for _, views in batches} == set(alike.things)
+
+
+def test_some_captions_are_in_the_plainest_words(pool: Pool, small_pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    show(pool, alone(0), together((0, 0), (1, 0)))
+    said: list[str] = []
+    encode = pool.tokenizer.encode
+
+    def overheard(words: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        said.extend(words)
+        return encode(words)
+
+    monkeypatch.setattr(pool.tokenizer, "encode", overheard)
+    plainest = set(word_plainly(pool, [Sample(0), Sample(1)]))
+    found = captions(pool, Latents(small_pool))
+    monkeypatch.setattr(reward, "PLAIN_SHARE", 1.0)
+    next(found)
+    assert set(said) == plainest
+    said.clear()
+    monkeypatch.setattr(reward, "PLAIN_SHARE", 0.0)
+    next(found)
+    assert len(set(said)) > 2, "many phrasings"
 
 
 def test_losses_go_back_through_every_step(pool: Pool, small_pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
