@@ -14,8 +14,9 @@ from training.data import STYLES
 from training.families import Family, Sample, changed_scenes, joined_things, moved, two_things, word_sample
 from training.measures import is_exact, psnr
 from training.people import draw_people
+from training.phrases import read_phrases
 from training.scenes import COLOURS, POSED_SIZE, SQUARE, Layout, Scene, Thing, arrange, columns_of, grid_of, halved
-from training.wording import caption, word_edit, word_join, word_new_style
+from training.wording import TURNS, added, caption, say, side_added, with_article, word_edit, word_new_style
 
 UNCHANGED_PSNR_DB, KEPT_PSNR_DB = 30.0, 20.0
 RESTYLES = ("restyle", "restyle_by_name", "restyle_described")  # it; the thing by its name; what should come
@@ -77,19 +78,36 @@ def people_cases(bench: Bench) -> Iterator[tuple[str, Case]]:
 
 
 def reworded(bench: Bench, file: Path, aspect: str = "square") -> Iterator[tuple[str, Case]]:
-    """Ask for edits in the words of a file, lines of a change and a phrasing: every other one of a square picture."""
-    words: dict[str, list[str]] = {}
-    for line in file.read_text("utf-8").splitlines():
-        change, _, text = line.partition(" | ")
-        words.setdefault(change, []).append(text)
+    """Ask for edits in the words of a file, lines of a kind and a phrasing: every other one of a square picture."""
+    words = read_phrases(file)
     for number, (change, case) in enumerate(edit_cases(bench, grid_of(*RESOLUTIONS[aspect]))):
-        if change in words:
-            (thing, *_), text = case.target.things, words[change][number % len(words[change])]
-            colour, name = thing.tint or case.target.background, bench.concepts[thing.concept].label.lower()
-            prompt = text.format(colour=colour, style=list(STYLES)[thing.style], thing=name)
+        if phrases := words.get(kind_of(change, case)):
+            prompt = phrases[number % len(phrases)].format(**asked_for(bench, case))
             if number % 2:
                 case = replace(case, target=squared(case.target), sources=tuple(map(squared, case.sources)))
             yield change, replace(case, prompt=prompt, aspect=aspect)
+
+
+def kind_of(change: str, case: Case) -> str:
+    """Tell under which name the phrasings of an edit are listed."""
+    match change:
+        case "rotate":
+            return TURNS[case.target.quarter_turns]
+        case "resize":
+            return "smaller"
+        case "add":
+            return f"add {side_added(case.sources[0], case.target)}"
+    return change
+
+
+def asked_for(bench: Bench, case: Case) -> dict[str, str]:
+    """Give what a phrasing may name: the thing that changes, another one, a colour and a style."""
+    before, after = case.sources[0], case.target
+    old = next((thing for thing in before.things if thing not in after.things), before.things[0])
+    new = added(before, after) if set(after.things) - set(before.things) else after.things[0]
+    thing, other = (bench.concepts[t.concept].label.lower() for t in (old, new))
+    colour, style = new.tint or after.background, list(STYLES)[new.style]
+    return {"thing": thing, "other": with_article(other), "colour": colour, "style": style}
 
 
 def squared(scene: Scene) -> Scene:
@@ -99,7 +117,7 @@ def squared(scene: Scene) -> Scene:
 def edits(bench: Bench, asked: Iterable[tuple[str, Case]], group: str) -> Shares:
     """Make edits, and see which are right.
 
-    Of additions, also those for which room has to be made; of changed backgrounds, also how well the thing is kept.
+    Of additions and replacements, also each sort; of changed backgrounds, also how well the thing is kept.
     """
     by_change: dict[str, list[Case]] = {}
     for change, case in asked:
@@ -109,15 +127,32 @@ def edits(bench: Bench, asked: Iterable[tuple[str, Case]], group: str) -> Shares
         results = bench.run(cases, f"{group}_{change}")
         right = judge_edits(bench, change, cases, results)
         shares[change] = bench.share(f"{group}_{change}", cases, results, right)
-        if change == "add":
-            filled = [case.sources[0].things[0] not in case.target.things for case in cases]
-            shares["add_to_full"] = float(right[filled].mean())
+        shares |= sorted_apart([sort_of(change, case) for case in cases], right)
         if change == "background":
             decibels = np.array([bench.object_psnr(result, case) for result, case in zip(results, cases, strict=True)])
             coloured = backgrounds_right(results, cases)
             shares["object_psnr_db"] = float(decibels.mean())
             shares["coloured_and_kept"] = float((coloured & (decibels >= KEPT_PSNR_DB)).mean())
     return shares
+
+
+def sort_of(change: str, case: Case) -> str:
+    """Tell additions apart by where they go and whether that takes room, replacements by what stays, rows by length."""
+    before = case.sources[0].things
+    match change:
+        case "add":
+            full = "" if before[0] in case.target.things else "_to_full"
+            return f"add{full}_{side_added(case.sources[0], case.target)}"
+        case "replace":
+            return "replace_of_two" if len(before) > 1 else "replace_alone"
+        case "row":
+            return f"row_of_{len(case.sources)}"
+    return ""
+
+
+def sorted_apart(sorts: Sequence[str], right: Verdicts) -> Shares:
+    """Give the share that is right of each sort that has a name."""
+    return {sort: float(right[[sort == other for other in sorts]].mean()) for sort in sorted(set(sorts)) if sort}
 
 
 def judge_edits(bench: Bench, change: str, cases: Sequence[Case], results: Sequence[Image.Image]) -> Verdicts:
@@ -159,10 +194,12 @@ def references(bench: Bench, group: str, aspect: str = "square") -> Shares:
                 continue
             assert sample.change in ("insert", "place", "stack")
             shown = tuple(replace(family.scenes[i], grid=grid) for i in sample.references)
-            case = Case(word_join(sample.change, bench.rng), family.scenes[sample.target], shown, aspect)
+            case = Case(say(bench.rng, sample.change), family.scenes[sample.target], shown, aspect)
             by_change.setdefault(sample.change, []).append(case)
     shares = {}
     for change, cases in by_change.items():
         results = bench.run(cases, f"{group}_{change}")
-        shares[change] = bench.share(f"{group}_{change}", cases, results, bench.all_in_place(results, cases))
+        right = bench.all_in_place(results, cases)
+        shares[change] = bench.share(f"{group}_{change}", cases, results, right)
+        shares |= sorted_apart([sort_of(change, case) for case in cases], right)
     return shares

@@ -28,10 +28,10 @@ from training.families import counted
 from training.fidelity import photographs, round_trips
 from training.measures import count_parts
 from training.model import load_model
+from training.phrases import PROMPTS
 from training.scenes import COLOURS, POSED_SIZE, SQUARE, Scene, Thing, arrange, default_style
 from training.wording import NUMBERS, plural, word_noun
 
-PROMPTS = Path(__file__).with_name("prompts")
 HELD_OUT_WORDS, PLAIN_WORDS = PROMPTS / "held_out", PROMPTS / "plain" / "edits.txt"
 TEACHER_STEPS, TEACHER_GUIDANCE = 30, 3.0
 

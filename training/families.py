@@ -24,7 +24,7 @@ from training.scenes import (
     columns_of,
     halved,
 )
-from training.wording import Edit, Join, caption, word_edit, word_join, word_layout
+from training.wording import Edit, Join, caption, say, word_edit, word_layout
 
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 SQUARE_SHARE = 0.75  # of the pictures: all but edits of one picture happens there
@@ -74,7 +74,7 @@ def word_sample(sample: Sample, scenes: list[Scene], concepts: list[Concept], rn
     if change == "row" or change == "grid":
         return word_layout(change, after, rng)
     if change == "insert" or change == "place" or change == "style" or change == "stack":
-        return word_join(change, rng)
+        return say(rng, change)
     return word_edit(change, scenes[sample.references[0]], after, concepts, rng)
 
 

@@ -5,23 +5,7 @@ from typing import Literal
 import numpy as np
 
 from training.data import STYLES, Concept
-from training.phrases import (
-    ASKED,
-    ASKING,
-    BACKGROUND,
-    BIGGER,
-    DOING,
-    MIRROR,
-    PRAISE,
-    RECOLOUR,
-    REMOVE,
-    REPLACE,
-    RESTYLE,
-    RESTYLE_BY_NAME,
-    SMALLER,
-    TONES,
-    TURNS,
-)
+from training.phrases import CAPTIONS, EDITS, WORDS
 from training.scenes import PLACES, Layout, Scene, Thing, default_style
 
 Edit = Literal[
@@ -30,7 +14,10 @@ Edit = Literal[
 ]  # fmt: skip
 Join = Literal["insert", "place", "style", "stack"]  # what two references make together
 SMALL, BIG = 0.5, 0.93  # sizes of a single thing that are called small and big
+TURNS = ("", "rotate left", "upside down", "rotate right")  # by quarters
 NUMBERS = ("", "one", "two", "three", "four")
+ANYWHERE_SHARE = 0.25  # of additions on the right
+WORDED_SHARE = 0.4  # of the instructions, which have a word more than it takes
 
 
 class Plainest(np.random.Generator):
@@ -48,6 +35,11 @@ class Plainest(np.random.Generator):
 
 def pick(rng: np.random.Generator, *options: str) -> str:
     return options[rng.integers(len(options))]
+
+
+def say(rng: np.random.Generator, kind: str, **given: str) -> str:
+    """Pick a phrasing of an instruction, and fill in what is given and any word for what it leaves open."""
+    return pick(rng, *EDITS[kind]).format(**given, **{slot: pick(rng, *words) for slot, words in WORDS.items()})
 
 
 def word_concept(concept: Concept, rng: np.random.Generator) -> str:
@@ -76,7 +68,7 @@ def word_thing(thing: Thing, concepts: list[Concept], rng: np.random.Generator, 
     size = "" if not sized or SMALL < thing.size < BIG else pick(rng, "small ", "little ") if thing.size <= SMALL else (
         pick(rng, "big ", "large ")
     )  # fmt: skip
-    praise = pick(rng, *PRAISE) if sized and rng.random() < 0.15 else ""
+    praise = f"{pick(rng, *CAPTIONS['praise'])} " if sized and rng.random() < 0.15 else ""
     words = f"{praise}{size}{thing.tint + ' ' if thing.tint else ''}{noun}"
     if thing.skin_row:
         return f"{with_article(words)} with {thing.skin_tone} skin"
@@ -126,7 +118,7 @@ def caption(scene: Scene, concepts: list[Concept], rng: np.random.Generator) -> 
         text = word_relation(one, other, things, rng)
     else:
         text = ", ".join(word_thing(t, concepts, rng, sized=len(things) == 1) for t in things)
-        text += f" {pick(rng, *DOING)}" if rng.random() < 0.06 else ""
+        text += f" {pick(rng, *CAPTIONS['doing'])}" if rng.random() < 0.06 else ""
     style = list(STYLES)[first.style]
     if first.style != default_style(concepts[first.concept]) or rng.random() < 0.4:
         text = pick(
@@ -135,16 +127,14 @@ def caption(scene: Scene, concepts: list[Concept], rng: np.random.Generator) -> 
         )  # fmt: skip
     text += word_background(scene.background, rng)
     if rng.random() < 0.3:
-        text = f"{pick(rng, *ASKING)} {text}"
-    return f"{text}, {pick(rng, *ASKED)}" if rng.random() < 0.1 else text
+        text = f"{pick(rng, *CAPTIONS['asking'])} {text}"
+    return f"{text}, {pick(rng, *CAPTIONS['asked'])}" if rng.random() < 0.1 else text
 
 
 def word_edit(change: Edit, before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
     """Ask for the edit that makes `after` of `before`, at times with a word more than it takes."""
     text = word_plain_edit(change, before, after, concepts, rng)
-    if rng.random() >= 0.2:
-        return text
-    return pick(rng, f"please {text}", f"now {text}", f"{text}, thanks", f"{text} for me")
+    return pick(rng, *WORDS["worded"]).format(text) if rng.random() < WORDED_SHARE else text
 
 
 def word_plain_edit(
@@ -154,15 +144,15 @@ def word_plain_edit(
         case "background":
             return word_new_background(after.background, rng)
         case "mirror":
-            return pick(rng, *MIRROR)
+            return say(rng, "mirror")
         case "tone":
-            return pick(rng, *TONES[after.tone])
+            return say(rng, after.tone)
         case "rotate":
-            return pick(rng, *TURNS[after.quarter_turns])
+            return say(rng, TURNS[after.quarter_turns])
         case "restyle":
             return word_new_style(after.things[0], concepts, rng, by_name=rng.random() < 0.7)
         case "skin":
-            return word_new_skin(after.things[0].skin_tone, rng)
+            return say(rng, "skin", tone=after.things[0].skin_tone)
         case "expression":
             return word_new_expression(concepts[after.things[0].concept].label.lower(), rng)
         case _:
@@ -171,24 +161,17 @@ def word_plain_edit(
 
 def word_new_background(background: str, rng: np.random.Generator) -> str:
     if background in PLACES:
-        return pick(rng, f"put it {background}", f"show it {background}", f"place it {background}")
+        return say(rng, "onto", place=background)
     if " to " in background:
-        return pick(rng, f"put it on a gradient from {background}", f"make the background a {background} gradient")
-    return pick(rng, *BACKGROUND).format(colour=background, a_colour=with_article(background))
+        return say(rng, "gradient", colours=background)
+    return say(rng, "background", colour=background, a_colour=with_article(background))
 
 
 def word_new_style(thing: Thing, concepts: list[Concept], rng: np.random.Generator, *, by_name: bool) -> str:
     """Ask for the style that a thing has now: of the thing by its name, or of whatever the picture shows."""
     noun, style = word_concept(concepts[thing.concept], rng), list(STYLES)[thing.style]
-    phrases = RESTYLE_BY_NAME if by_name else RESTYLE
-    return pick(rng, *phrases).format(thing=noun, style=style, a_style=with_article(style))
-
-
-def word_new_skin(tone: str, rng: np.random.Generator) -> str:
-    return pick(
-        rng, f"make the skin {tone}", f"give it {tone} skin", f"change the skin tone to {tone}", f"{tone} skin",
-        f"with {tone} skin", f"a {tone} skin tone", f"the skin should be {tone}",
-    )  # fmt: skip
+    kind = "restyle_by_name" if by_name else "restyle"
+    return say(rng, kind, thing=noun, style=style, a_style=with_article(style))
 
 
 def word_new_expression(face: str, rng: np.random.Generator) -> str:
@@ -211,21 +194,21 @@ def word_change_of_things(
     if change == "remove":
         gone = next(t for t in before.things if t not in after.things)
         noun = word_concept(concepts[gone.concept], rng)
-        return pick(rng, *REMOVE).format(thing=noun)
+        return say(rng, "remove", thing=noun)
     old, new = next((a, b) for a, b in zip(before.things, after.things, strict=True) if a != b)
     noun = word_concept(concepts[old.concept], rng)
     it = f"the {noun}" if len(before.things) > 1 or rng.random() < 0.4 else "it"
     if change == "recolour":
-        return pick(rng, *RECOLOUR).format(it=it, colour=new.tint)
+        return say(rng, "recolour", it=it, colour=new.tint, a_colour=with_article(new.tint))
     if change == "replace":
         other = with_article(word_concept(concepts[new.concept], rng))
-        return pick(rng, *REPLACE).format(it=it, other=other)
+        return say(rng, "replace", it=it, other=other)
     if change == "resize":
-        return f"make {it} {pick(rng, *(SMALLER if new.size < old.size else BIGGER))}"
+        return say(rng, "smaller" if new.size < old.size else "bigger", it=it)
     where = (
         ("to the left" if new.x < old.x else "to the right") if new.x != old.x else "up" if new.y < old.y else "down"
     )
-    return pick(rng, f"move {it} {where}", f"shift {it} {where}")
+    return say(rng, "move", it=it, where=where)
 
 
 def added(before: Scene, after: Scene) -> Thing:
@@ -235,55 +218,24 @@ def added(before: Scene, after: Scene) -> Thing:
     return next((thing for thing in others if thing.concept not in known), others[-1])
 
 
-def word_addition(before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
-    """Ask for one more thing, where it stands; on the right of another it need not be said."""
+def side_added(before: Scene, after: Scene) -> str:
+    """Tell on which side of the other a thing that is new stands."""
     new = added(before, after)
     (old,) = (thing for thing in after.things if thing is not new)
-    noun = with_article(word_concept(concepts[new.concept], rng))
     if new.x != old.x:
-        right, left = ("on the right", "to the right", "next to it", ""), ("on the left", "to the left")
-        where = pick(rng, *(right if new.x > old.x else left))
-    elif new.size < old.size:
-        where = pick(rng, "in front of it", "in front")
-    else:
-        where = pick(rng, *(("below it", "below") if new.y > old.y else ("above it", "above")))
-    return f"{pick(rng, 'add', 'put')} {noun} {where}" if where else f"add {noun}"
+        return "right" if new.x > old.x else "left"
+    return "front" if new.size < old.size else "below" if new.y > old.y else "above"
+
+
+def word_addition(before: Scene, after: Scene, concepts: list[Concept], rng: np.random.Generator) -> str:
+    """Ask for one more thing, where it stands; on the right of another it need not be said."""
+    noun, side = with_article(word_concept(concepts[added(before, after).concept], rng)), side_added(before, after)
+    if side == "right" and rng.random() < ANYWHERE_SHARE:
+        return say(rng, "add_anywhere", other=noun)
+    return say(rng, "add", other=noun, where=pick(rng, *WORDS[side]))
 
 
 def word_layout(layout: Layout, result: Scene, rng: np.random.Generator) -> str:
     """Ask for the things of several references in one picture."""
-    count = NUMBERS[len(result.things)]
-    them = pick(rng, "them", "these", f"the {count} things", f"the {count} images", "all of them")
-    if layout == "grid":
-        text = pick(rng, f"put {them} in a grid", f"arrange {them} in a grid", f"a grid of {them}")
-    else:
-        text = pick(
-            rng, f"put {them} side by side", f"put {them} in a row", f"{them} next to each other",
-            f"arrange {them} in a row", f"{them} side by side",
-        )  # fmt: skip
+    text = say(rng, layout).format(count=NUMBERS[len(result.things)])  # as "the {count} pictures" asks
     return text if result.background == "white" else f"{text} on {with_article(result.background)} background"
-
-
-def word_join(join: Join, rng: np.random.Generator) -> str:
-    """Ask for one picture made of two references."""
-    match join:
-        case "insert":
-            return pick(
-                rng, "put the thing of image 1 into image 2", "add the thing of the first image to the second",
-                "put image 1 into image 2",
-            )  # fmt: skip
-        case "place":
-            return pick(
-                rng, "image 1 on the background of image 2", "put image 1 on the background of image 2",
-                "use the background of image 2",
-            )  # fmt: skip
-        case "style":
-            return pick(
-                rng, "image 1 in the style of image 2", "draw the first image in the style of the second",
-                "use the style of image 2",
-            )  # fmt: skip
-        case "stack":
-            return pick(
-                rng, "put image 1 on top of image 2", "the first thing above the second",
-                "stack the first on top of the second",
-            )  # fmt: skip

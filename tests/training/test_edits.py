@@ -1,6 +1,8 @@
 """Check which edits count as right, and which are counted apart."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from training import edits
 from training.bench import Case
+from training.data import STYLES, Concept
 from training.measures import Pixels
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange
 
@@ -35,10 +38,39 @@ def test_a_thing_is_in_the_style_that_it_is_nearest_to(brightness: int, nearest:
     assert found == [style == nearest for style in range(4)]
 
 
-def test_additions_that_need_room_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sorts_of_additions_and_replacements_are_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     both = Scene(arrange([APPLE, OWL], 2, SQUARE), "white", SQUARE)
     beside, filled = (Scene((thing,), "white", SQUARE) for thing in (both.things[0], APPLE))
-    cases = [Case("add an owl", both, (before,)) for before in (beside, beside, filled, filled)]
+    added = [("add", Case("add an owl", both, (before,))) for before in (beside, beside, filled, filled)]
+    replaced = [("replace", Case("", filled, (before,))) for before in (both, both, beside, both)]
     monkeypatch.setattr(edits, "judge_edits", lambda *_: np.array([True, True, True, False]))
-    shares = edits.edits(Painted(), (("add", case) for case in cases), "edit")  # type: ignore[arg-type]
-    assert shares == {"add": 0.75, "add_to_full": 0.5}
+    shares = edits.edits(Painted(), added + replaced, "edit")  # type: ignore[arg-type]
+    of_additions = {"add": 0.75, "add_right": 1, "add_to_full_right": 0.5}
+    assert shares == {**of_additions, "replace": 0.75, "replace_alone": 1, "replace_of_two": pytest.approx(2 / 3)}
+    assert edits.sort_of("row", Case("", both, (filled, beside))) == "row_of_2"
+    assert edits.sort_of("mirror", Case("", both, (filled,))) == ""
+
+
+def test_phrasings_name_what_changes() -> None:
+    bench = SimpleNamespace(concepts=[Concept("red apple", ()), Concept("owl", ())])
+    both = Scene(arrange([APPLE, OWL], 2, SQUARE), "teal", SQUARE)
+    alone, first = (replace(both, things=(thing,)) for thing in (OWL, both.things[0]))
+    tinted = replace(alone, things=(replace(OWL, tint="pink"),))
+    asked = [
+        edits.asked_for(bench, Case("", after, (before,)))  # type: ignore[arg-type]
+        for before, after in [(both, first), (first, both), (replace(both, things=(APPLE,)), alone), (alone, tinted)]
+    ]
+    assert [words["thing"] for words in asked] == ["owl", "red apple", "red apple", "owl"]
+    assert [words["other"] for words in asked[1:3]] == ["an owl", "an owl"]
+    assert [words["colour"] for words in asked] == ["teal", "teal", "teal", "pink"]
+    assert {words["style"] for words in asked} == {list(STYLES)[2]}
+
+
+def test_phrasings_are_listed_by_kind() -> None:
+    both = Scene(arrange([APPLE, OWL], 2, SQUARE), "white", SQUARE)
+    alone = replace(both, things=(APPLE,))
+    turned = [Case("", replace(alone, quarter_turns=turns), (alone,)) for turns in (1, 2, 3)]
+    assert [edits.kind_of("rotate", case) for case in turned] == ["rotate left", "upside down", "rotate right"]
+    assert edits.kind_of("add", Case("", both, (alone,))) == "add right"
+    assert edits.kind_of("resize", Case("", alone, (alone,))) == "smaller"
+    assert edits.kind_of("greyscale", Case("", alone, (alone,))) == "greyscale"

@@ -1,15 +1,27 @@
 """Check that captions and instructions say what the scenes hold."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
+from string import Formatter
 
 import numpy as np
 import pytest
 
 from training.data import STYLES, Concept
 from training.evaluate import HELD_OUT_WORDS
-from training.phrases import BIGGER, SMALLER
+from training.phrases import CAPTIONS, EDITS, WORDS, read_phrases
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, default_style
-from training.wording import Edit, added, caption, plural, word_edit, word_layout, word_new_style, word_relation
+from training.wording import (
+    Plainest,
+    added,
+    caption,
+    plural,
+    word_edit,
+    word_layout,
+    word_new_style,
+    word_relation,
+)
 
 CONCEPTS = [Concept("red apple", ("apple",)), Concept("dog", ())]
 
@@ -112,9 +124,10 @@ def test_moves_and_sizes_go_the_way_they_are_called() -> None:
     assert "to the left" in word_edit("move", here, left, CONCEPTS, rng)
     assert "to the right" in word_edit("move", left, here, CONCEPTS, rng)
     big = Scene((Thing(1, 0, 0.9),), "white", SQUARE)
-    for before, after, sizes in ((here, big, BIGGER), (big, here, SMALLER)):
-        text = word_edit("resize", before, after, CONCEPTS, rng)
-        assert any(size in text for size in sizes)
+    for before, after, size in ((here, big, "bigger"), (big, here, "smaller")):
+        assert word_edit("resize", before, after, CONCEPTS, Plainest()) == f"make it {size}"
+        listed = {text.replace("{thing}", "dog") for phrase in EDITS[size] for text in instructions(phrase)}
+        assert {word_edit("resize", before, after, CONCEPTS, rng) for _ in range(100)} <= listed
 
 
 def test_plurals() -> None:
@@ -123,20 +136,38 @@ def test_plurals() -> None:
     ]  # fmt: skip
 
 
+def instructions(phrase: str) -> Iterator[str]:
+    """Give all that a phrasing may become, but for what is asked for, in every frame."""
+    names = [name for _, name, _, _ in Formatter().parse(phrase) if name]
+    asked = {
+        "a_colour": ("a {colour}",),
+        "a_style": ("a {style}",),
+        "it": ("it", "the {thing}"),
+        "where": WORDS["right"],
+    }
+    for words in product(*({**WORDS, **asked, "where": WORDS["right"]}.get(name, (f"{{{name}}}",)) for name in names)):
+        text = phrase.format(**dict(zip(names, words, strict=True)))
+        yield from (text, *(frame.replace("{}", text) for frame in WORDS["worded"]))
+
+
 def test_held_out_phrasings_are_never_said() -> None:
-    rng = np.random.default_rng(0)
-    files = [file.read_text().splitlines() for file in HELD_OUT_WORDS.glob("*.txt")]
-    held_out = {line.rpartition(" | ")[2] for lines in files for line in lines}
-    dog = Thing(1, default_style(CONCEPTS[1]), 0.8)
-    style = 3 - dog.style
-    before, tinted = (Scene((replace(dog, tint=tint),), "white", SQUARE) for tint in ("", "teal"))
-    after = Scene((replace(dog, style=style),), "teal", SQUARE, tone="greyscale")
-    changes: list[tuple[Edit, Scene]] = [("recolour", tinted)]
-    changes += [(change, after) for change in ("background", "mirror", "tone", "restyle")]
-    said = {caption(before, CONCEPTS, rng).replace("a dog", "{thing}") for _ in range(3000)}
-    for change, scene in changes:
-        said |= {word_edit(change, before, scene, CONCEPTS, rng) for _ in range(1000)}
-    said = {text.replace("teal", "{colour}").replace(list(STYLES)[style], "{style}") for text in said}
-    assert len(held_out) == 23
-    assert len(said) > 200
-    assert said & held_out == set()
+    said = {text for phrases in EDITS.values() for phrase in phrases for text in instructions(phrase)}
+    assert {"mirror the image", "could you please make my photo b&w", "please paint the {thing} {colour}"} <= said
+    held_out = read_phrases(HELD_OUT_WORDS / "edits.txt")
+    assert len(held_out) == 16
+    assert not said & {phrase for phrases in held_out.values() for phrase in phrases}
+    captions = (HELD_OUT_WORDS / "captions.txt").read_text().splitlines()
+    before, after = (
+        ["", *(f"{words} " for words in CAPTIONS["asking"])], ["", *(f", {words}" for words in CAPTIONS["asked"])]
+    )  # fmt: skip
+    assert len(captions) > 20
+    assert not {f"{first}{{thing}}{last}" for first, last in product(before, after)} & set(captions)
+
+
+def test_what_is_said_is_what_the_phrasings_list() -> None:
+    rng, dog = np.random.default_rng(0), Thing(1, 0, POSED_SIZE)
+    before, after = (Scene((dog,), background, SQUARE) for background in ("white", "teal"))
+    listed = {text.replace("{colour}", "teal") for phrase in EDITS["background"] for text in instructions(phrase)}
+    said = {word_edit("background", before, after, CONCEPTS, rng) for _ in range(500)}
+    assert len(said) > 300
+    assert said <= listed
