@@ -12,6 +12,8 @@ from openklein.settings import Settings, env_name, flag_name
 
 DOCS = Path(__file__).parent
 RESTYLES = ("restyle", "restyle_by_name", "restyle_described")  # as training.edits asks for another style
+ADD = ("add_right", "add_left", "add_below", "add_above", "add_front")
+ADD_TO_FULL = ("add_to_full_right", "add_to_full_left", "add_to_full_below", "add_to_full_above")
 FIGURES = (  # what klein-mini's card calls it; its group; its names there; the goal
     ("one thing by its name alone: named first", "by_name", ("top_1",), None),
     ("within the judge's first five", "by_name", ("top_5",), None),
@@ -50,15 +52,21 @@ FIGURES = (  # what klein-mini's card calls it; its group; its names there; the 
     ("another style: of it, of the thing by its name, described", "edits", RESTYLES, 0.80),
     ("skin tone, expression of a face", "edits", ("skin", "expression"), None),
     ("add, remove, replace", "edits", ("add", "remove", "replace"), 0.80),
-    ("add beside what fills the picture", "edits", ("add_to_full",), None),
+    ("add where there is room: on the right, left, below, above, in front", "edits", ADD, None),
+    ("where a thing fills the picture: on the right, left, below, above", "edits", ADD_TO_FULL, None),
+    ("replace what is alone, one of two", "edits", ("replace_alone", "replace_of_two"), None),
     ("several references: in a row, in a grid", "references", ("row", "grid"), 0.85),
+    ("two, three, four in a row", "references", ("row_of_2", "row_of_3", "row_of_4"), None),
     ("one put into, above, on the background of another", "references", ("insert", "stack", "place"), 0.85),
     ("in landscape: in a row, in a grid", "landscape_references", ("row", "grid"), None),
     ("one put into, above, on the background of another", "landscape_references", ("insert", "stack", "place"), None),
     ("prompts in words no training prompt has used: named first", "held_out_words", ("caption_top_1",), None),
     ("edits in such words: background", "held_out_words", ("background",), None),
     ("mirror, greyscale", "held_out_words", ("mirror", "greyscale"), None),
-    ("recolour, another style of it", "held_out_words", ("recolour", "restyle"), None),
+    ("invert, brighten, darken", "held_out_words", ("invert", "brighten", "darken"), None),
+    ("rotate, recolour, resize", "held_out_words", ("rotate", "recolour", "resize"), None),
+    ("another style: of it, of the thing by its name", "held_out_words", ("restyle", "restyle_by_name"), None),
+    ("add, remove, replace", "held_out_words", ("add", "remove", "replace"), None),
     ("thirty guided steps before distillation: named first", "teacher", ("top_1",), None),
 )
 BEGIN, END = "<!-- generated: make docs -->\n", "<!-- end of generated -->\n"
