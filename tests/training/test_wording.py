@@ -110,6 +110,9 @@ def test_instructions_name_their_outcome() -> None:
         asked = [word_new_style(after.things[0], CONCEPTS, rng, by_name=by_name) for _ in range(40)]
         assert {"apple" in text for text in asked} == {by_name}
     assert word_layout("row", after, rng).endswith("on an orange background")
+    rows = {word_layout("row", replace(after, background="white"), rng) for _ in range(300)}
+    assert any("two" in text for text in rows)
+    assert not any("{" in text for text in rows)
     alone = Scene(before.things[:1], "white", SQUARE)
     assert "dog" in word_edit("remove", before, alone, CONCEPTS, rng)
     added = {word_edit("add", alone, before, CONCEPTS, rng) for _ in range(30)}
