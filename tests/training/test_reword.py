@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from training import reword
-from training.batches import Batch, Latents, Pool
+from training.batches import Batch, Latents, Pool, word_plainly
+from training.data import Concept
 from training.families import Sample
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
-from training.reword import ASKED, drawn_otherwise, make_student, wishes, word_both
+from training.reword import ASKED, HELD, drawn_otherwise, drift, make_student, plain_words, wishes, word_both
 from training.scenes import SQUARE
 
 
@@ -22,7 +23,6 @@ def test_a_wish_is_worded_in_any_way_and_in_the_plainest(with_samples: Callable[
     both = [word_both(pool, Sample(3, (0,), "mirror")) for _ in range(200)]
     assert {plain for _, plain in both} == {"mirror the image"}
     assert len({words for words, _ in both}) > 50
-    assert 20 < sum(words == plain for words, plain in both) < 80
 
 
 def test_another_style_is_worded_with_the_name_on_both_sides_or_on_neither(with_samples: Callable[..., Pool]) -> None:
@@ -65,6 +65,34 @@ def test_what_words_lead_to_is_compared_with_what_the_plain_ones_do(
     assert learned
     assert all(name.startswith("text_encoder.") and "embed" not in name for name in learned)
     assert student.transformer is shipped.transformer
+
+
+def test_plain_captions_and_edits_and_bare_names_are_held(with_samples: Callable[..., Pool]) -> None:
+    pool = with_samples(Sample(0), Sample(3, (0,), "mirror"))
+    pool.concepts = [Concept("Apple", ("pome",)), Concept("owl", ())]
+    words = next(plain_words(pool))
+    captions, edits, names = (words[: HELD[0]], words[HELD[0] : -HELD[2]], words[-HELD[2] :])
+    assert set(captions) == {word_plainly(pool, [Sample(0)])[0]}
+    assert set(edits) == {"mirror the image", "change the background to blue"}
+    assert len(edits) == HELD[1]
+    assert set(names) == {"an apple", "a pome", "an owl"}
+
+
+def test_drift_is_a_share_of_what_the_features_are_padding_too(with_samples: Callable[..., Pool]) -> None:
+    pool, shipped = with_samples(), load_shipped()[0].to(DEVICE).requires_grad_(False)
+    student = make_student(shipped)
+    weight = dict(student.text_encoder.named_parameters())["model.layers.0.mlp.down_proj.weight"]
+    ids, mask = pool.tokenizer.encode(["a crab", "an owl on a red background"])
+    assert drift(student, shipped, ids, mask).item() == 0
+    with torch.no_grad():
+        goal = shipped.text_encoder(ids, mask)
+        weight.mul_(1.1)
+        off = (student.text_encoder(ids, mask) - goal).square()
+    assert off[~mask].mean() > 0
+    found = drift(student, shipped, ids, mask)
+    assert found.item() == pytest.approx((off.sum() / goal.square().sum()).item(), rel=1e-4)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
