@@ -14,6 +14,7 @@ DOCS = Path(__file__).parent
 RESTYLES = ("restyle", "restyle_by_name", "restyle_described")  # as training.edits asks for another style
 ADD = ("add_right", "add_left", "add_below", "add_above", "add_front")
 ADD_TO_FULL = ("add_to_full_right", "add_to_full_left", "add_to_full_below", "add_to_full_above")
+REPLACE = ("replace_alone", "replace_of_two")
 FIGURES = (  # what klein-mini's card calls it; its group; its names there; the goal
     ("one thing by its name alone: named first", "by_name", ("top_1",), None),
     ("within the judge's first five", "by_name", ("top_5",), None),
@@ -36,11 +37,18 @@ FIGURES = (  # what klein-mini's card calls it; its group; its names there; the 
     ("edits in the README's words: background", "plain_words", ("background",), 0.95),
     ("mirror, greyscale so", "plain_words", ("mirror", "greyscale"), 0.95),
     ("recolour, resize so", "plain_words", ("recolour", "resize"), None),
+    ("rotate so", "plain_words", ("rotate",), 0.95),
+    ("invert, brighten, darken, outline so", "plain_words", ("invert", "brighten", "darken", "outline"), None),
+    ("add, remove, replace so", "plain_words", ("add", "remove", "replace"), 0.80),
+    ("add where there is room: on the right, left, below, above", "plain_words", ADD[:4], None),
+    ("where a thing fills the picture: on the right, left, below, above", "plain_words", ADD_TO_FULL, None),
+    ("replace what is alone, one of two", "plain_words", REPLACE, None),
     ("another style so: of it, of the thing by its name, described", "plain_words", RESTYLES, None),
     ("background so, and the thing kept at 20 dB or more", "plain_words", ("coloured_and_kept",), 0.80),
     ("such edits in landscape, the default: background", "landscape_words", ("background",), None),
     ("mirror, greyscale", "landscape_words", ("mirror", "greyscale"), None),
     ("recolour, resize", "landscape_words", ("recolour", "resize"), None),
+    ("add, remove, replace", "landscape_words", ("add", "remove", "replace"), None),
     ("another style: of it, of the thing by its name, described", "landscape_words", RESTYLES, None),
     ("edits in many words: background", "edits", ("background",), 0.95),
     ("mirror", "edits", ("mirror",), 0.95),
@@ -54,7 +62,7 @@ FIGURES = (  # what klein-mini's card calls it; its group; its names there; the 
     ("add, remove, replace", "edits", ("add", "remove", "replace"), 0.80),
     ("add where there is room: on the right, left, below, above, in front", "edits", ADD, None),
     ("where a thing fills the picture: on the right, left, below, above", "edits", ADD_TO_FULL, None),
-    ("replace what is alone, one of two", "edits", ("replace_alone", "replace_of_two"), None),
+    ("replace what is alone, one of two", "edits", REPLACE, None),
     ("several references: in a row, in a grid", "references", ("row", "grid"), 0.85),
     ("two, three, four in a row", "references", ("row_of_2", "row_of_3", "row_of_4"), None),
     ("one put into, above, on the background of another", "references", ("insert", "stack", "place"), 0.85),

@@ -3,18 +3,19 @@
 Each picture of the pool is asked for in any words and in the plainest. At one of the product's noise levels the
 transformer tells what either leads to, and the difference goes back through it into the text encoder. Another style
 or thing, which the plainest words get wrong too often themselves, are led to what a caption of the outcome draws.
-Plain words are held to their features: those captions that nothing else holds came to draw something else.
+Captions and plain edits are held to their features: those that nothing held came to draw something else.
 `python -m training.reword --work FOLDER --minutes 50` resumes FOLDER/reword, begun from the weights that ship, and
 leaves the whole model in FOLDER/reword_weights.
 """
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +33,13 @@ from training.model import MiniModel, load_shipped
 from training.precision import BATCH_SCALE, DEVICE
 from training.wording import Plainest, with_article, word_concept, word_new_style
 
+T = TypeVar("T")
 SHARES = (0.05, 0.25, 0.55, 0.15)  # of the kinds of training.batches
 TOGETHER = 3  # batches of a step, each of one kind and shape
 ASKED = 12  # wishes of a batch
 REDRAWN = ("replace", "restyle")  # changes led by captions, in turns
 REDRAWN_WEIGHT = 1.5
-HELD = (32, 16, 16)  # captions, edits and bare names of a step whose features stay what they were
+HELD = (24, 32, 16, 16)  # captions in the plainest words and in any, edits, bare names: of a step
 HELD_WEIGHT = 5.0  # a hundredth of their mean square is much: it changes what is drawn by as much as is learned
 BY_NAME = 0.7  # of the restylings, which the transformer can make where the thing is named
 LARGE_ERROR = 0.1  # from which on errors no longer count as squares: a background misread is fifty times as large
@@ -63,17 +65,20 @@ def word_both(pool: Pool, sample: Sample) -> tuple[str, str]:
     return pool.word(sample), word_plainly(pool, [sample])[0]
 
 
-def plain_words(pool: Pool) -> Iterator[list[str]]:
-    """Draw endlessly captions and edits in the plainest words, and things by any of their names."""
+def held_words(pool: Pool) -> Iterator[list[str]]:
+    """Draw endlessly captions and edits in the plainest words, captions in any, and things by any of their names."""
     captions, edits = (list(chain.from_iterable(pool.shapes[kind].values())) for kind in ("text", "edit"))
+    plain, worded, edited, bare = HELD
+
+    def draw(known: Sequence[T], count: int) -> list[T]:
+        return [known[i] for i in pool.rng.integers(len(known), size=count)]
+
     while True:
-        samples = [
-            known[i]
-            for known, count in zip((captions, edits), HELD, strict=False)
-            for i in pool.rng.integers(len(known), size=count)
+        yield [
+            *word_plainly(pool, [*draw(captions, plain), *draw(edits, edited)]),
+            *(pool.word(sample) for sample in draw(captions, worded)),
+            *(with_article(word_concept(thing, pool.rng)) for thing in draw(pool.concepts, bare)),
         ]
-        things = [pool.concepts[i] for i in pool.rng.integers(len(pool.concepts), size=HELD[-1])]
-        yield [*word_plainly(pool, samples), *(with_article(word_concept(thing, pool.rng)) for thing in things)]
 
 
 def drift(student: MiniModel, shipped: MiniModel, ids: Tensor, mask: Tensor) -> Tensor:
@@ -119,7 +124,7 @@ def train(work: Path, minutes: float, peak_rate: float = 1.5e-4) -> None:
     pool.shares.copy_(torch.tensor(SHARES))
     torch.manual_seed(run.step)
     drawn, redrawn = wishes(pool, latents), [redraws(student, shipped, latents, pool, change) for change in REDRAWN]
-    held_words = plain_words(pool)
+    held = held_words(pool)
     for step in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=30)
         for asked, plain in islice(drawn, TOGETHER):
@@ -128,9 +133,9 @@ def train(work: Path, minutes: float, peak_rate: float = 1.5e-4) -> None:
             run.record(loss=loss, **{f"of_{len(asked.reference_grids)}": loss})
         off = next(redrawn[step % len(REDRAWN)])
         (REDRAWN_WEIGHT * torch.stack([*off.values()]).sum()).backward()  # type: ignore[no-untyped-call]
-        held = drift(student, shipped, *pool.tokenizer.encode(next(held_words)))
-        (HELD_WEIGHT * held).backward()  # type: ignore[no-untyped-call]
-        run.record(**off, held=held)
+        drifted = drift(student, shipped, *pool.tokenizer.encode(next(held)))
+        (HELD_WEIGHT * drifted).backward()  # type: ignore[no-untyped-call]
+        run.record(**off, held=drifted)
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

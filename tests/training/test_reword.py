@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from training.data import Concept
 from training.families import Sample
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
-from training.reword import ASKED, HELD, drawn_otherwise, drift, make_student, plain_words, wishes, word_both
+from training.reword import ASKED, HELD, drawn_otherwise, drift, held_words, make_student, wishes, word_both
 from training.scenes import SQUARE
 
 
@@ -67,15 +68,15 @@ def test_what_words_lead_to_is_compared_with_what_the_plain_ones_do(
     assert student.transformer is shipped.transformer
 
 
-def test_plain_captions_and_edits_and_bare_names_are_held(with_samples: Callable[..., Pool]) -> None:
+def test_captions_and_plain_edits_and_bare_names_are_held(with_samples: Callable[..., Pool]) -> None:
     pool = with_samples(Sample(0), Sample(3, (0,), "mirror"))
     pool.concepts = [Concept("Apple", ("pome",)), Concept("owl", ())]
-    words = next(plain_words(pool))
-    captions, edits, names = (words[: HELD[0]], words[HELD[0] : -HELD[2]], words[-HELD[2] :])
+    captions, edited, worded, bare = np.split(next(held_words(pool)), np.cumsum((HELD[0], HELD[2], HELD[1])))
     assert set(captions) == {word_plainly(pool, [Sample(0)])[0]}
-    assert set(edits) == {"mirror the image", "change the background to blue"}
-    assert len(edits) == HELD[1]
-    assert set(names) == {"an apple", "a pome", "an owl"}
+    assert set(edited) == {"mirror the image", "change the background to blue"}
+    assert len({*worded}) > HELD[1] / 2
+    assert len(bare) == HELD[3]
+    assert set(bare) == {"an apple", "a pome", "an owl"}
 
 
 def test_drift_is_a_share_of_what_the_features_are_padding_too(with_samples: Callable[..., Pool]) -> None:
