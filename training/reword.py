@@ -40,7 +40,7 @@ ASKED = 12  # wishes of a batch
 REDRAWN = ("replace", "restyle")  # changes led by captions, in turns
 REDRAWN_WEIGHT = 1.5
 HELD = (24, 32, 16, 16)  # captions in the plainest words and in any, edits, bare names: of a step
-HELD_WEIGHT = 5.0  # a hundredth of their mean square is much: it changes what is drawn by as much as is learned
+HELD_WEIGHT = 5.0  # they end a hundredth of their mean square off, which weighs half as much as what is learned
 BY_NAME = 0.7  # of the restylings, which the transformer can make where the thing is named
 LARGE_ERROR = 0.1  # from which on errors no longer count as squares: a background misread is fifty times as large
 
