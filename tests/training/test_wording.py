@@ -167,6 +167,20 @@ def test_held_out_phrasings_are_never_said() -> None:
     assert not {f"{first}{{thing}}{last}" for first, last in product(before, after)} & set(captions)
 
 
+def test_phrasings_name_all_that_is_asked_for_and_nothing_else() -> None:
+    asked_for = {
+        "background": {"colour"}, "onto": {"place"}, "gradient": {"colours"}, "recolour": {"it", "colour"},
+        "restyle": {"style"}, "restyle_by_name": {"thing", "style"}, "remove": {"thing"}, "replace": {"it", "other"},
+        "add": {"other", "where"}, "add_anywhere": {"other"}, "move": {"it", "where"}, "skin": {"tone"},
+    }  # fmt: skip
+    for kind, phrases in EDITS.items():
+        for phrase in phrases:
+            named = {name.removeprefix("a_") for _, name, _, _ in Formatter().parse(phrase) if name} - set(WORDS)
+            it_or_all = {"it"} & named if kind in ("smaller", "bigger") else set()
+            assert named == asked_for.get(kind, it_or_all), f"{kind} | {phrase}"
+    assert len({phrase for phrases in EDITS.values() for phrase in phrases}) == sum(map(len, EDITS.values()))
+
+
 def test_what_is_said_is_what_the_phrasings_list() -> None:
     rng, dog = np.random.default_rng(0), Thing(1, 0, POSED_SIZE)
     before, after = (Scene((dog,), background, SQUARE) for background in ("white", "teal"))
