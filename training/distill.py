@@ -9,7 +9,6 @@ Half of the time the way goes on from where the student went, so that it learns 
 """
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from functools import partial
@@ -36,7 +35,6 @@ NEW = {  # shares of edits that draw something new
     "restyle": 0.35, "replace": 0.35, "add": 0.17, "expression": 0.1, "style": 0.03,
 }  # fmt: skip
 NEW_SHARE = 0.25  # of the walks
-LARGE_ERROR = 0.1  # from which on errors no longer count as squares: a background misread is fifty times as large
 CHANGED = 0.1  # mean square by which a token shows something else
 BATCH = 16
 Goal = Callable[[Tensor, Sequence[float]], Tensor]  # of tokens and the noise levels on the way there
@@ -135,14 +133,6 @@ def walk(
         velocity = velocity_at(student, batch, tokens, rounded(here))
         yield F.mse_loss(velocity, (outcome - tokens) / (there - here))
         tokens = tokens + (there - here) * velocity.detach() if follow_student else outcome
-
-
-def soft_square(off: Tensor) -> Tensor:
-    """Average over samples how large errors (B, N, C) are: small ones as squares, large ones as such.
-
-    Charbonnier's penalty of each sample's mean square (Barron, arXiv:1701.03077, alpha = 1).
-    """
-    return (off.square().mean((1, 2)) + LARGE_ERROR).sqrt().mean() - math.sqrt(LARGE_ERROR)
 
 
 def rounded(sigma: float) -> float:

@@ -23,7 +23,7 @@ from openklein.engine.schedule import sigmas
 from training.batches import Latents, Pool, changes, word_plainly
 from training.checkpoints import Average, Run
 from training.critic import Critic, load_critic
-from training.distill import soft_square, velocity_at
+from training.distill import velocity_at
 from training.export import export
 from training.families import Sample
 from training.flow import compile_blocks
@@ -41,8 +41,8 @@ WEIGHTS = {  # of each loss among the others
     "named": 0.4, "styled": 0.35,  # doubts about what captions draw
     "unlike": 9.0, "off": 1.6,  # how unlike the real picture that is, to the critic and in latents
     "joined": 0.4, "around": 2.0,  # doubts about what is joined, and what is around it
-    "held": 6.0, "known": 3.0,  # how far off what the shipped model makes of edits is, and their outcomes
-    "hard": 1.5,  # how far off the outcomes of other edits are
+    "held": 10.0, "known": 5.0,  # how far off what the shipped model makes of edits is, and their outcomes
+    "hard": 2.5,  # how far off the outcomes of other edits are
     "made_named": 0.4, "made_styled": 0.2, "made_unlike": 9.0, "made_off": 4.0,  # of what edits draw, as of captions
 }  # fmt: skip
 KNOWN = {  # shares of edits and joins that the shipped model makes well, asked in plain words
@@ -80,11 +80,11 @@ def edit_walk(
         plain, tokens = replace(batch, ids=ids, mask=mask), torch.randn_like(batch.target)
         for here, there in pairwise(sigmas(SQUARE[0] * SQUARE[1], KLEIN_MINI.steps)):
             velocity = velocity_at(student, batch, tokens, here)
-            outcome = soft_square(velocity - (tokens - batch.target) / here)
+            outcome = (velocity - (tokens - batch.target) / here).square().mean()
             if shipped:
                 with torch.no_grad():
                     was = velocity_at(shipped, plain, tokens, here)
-                yield {"held": soft_square(velocity - was), "known": outcome}
+                yield {"held": (velocity - was).square().mean(), "known": outcome}
             else:
                 yield {"hard": outcome}
             tokens = tokens + (there - here) * velocity.detach()

@@ -19,7 +19,6 @@ from training.distill import (
     guided,
     known,
     renewed,
-    soft_square,
     straight,
     velocity_at,
     walk,
@@ -74,16 +73,6 @@ def test_a_student_that_goes_there_already_has_nothing_to_learn(
 
     assert loss(known(model, batch)) < 1e-3
     assert loss(partial(straight, batch)) > 0.1
-
-
-def test_small_errors_count_as_squares_and_large_ones_of_a_sample_as_they_are() -> None:
-    def count(*sizes: float) -> float:
-        return soft_square(torch.tensor(sizes)[:, None, None].expand(-1, 4, 8)).item()
-
-    assert count(0.0) == 0
-    assert count(0.02) / count(0.01) == pytest.approx(4, rel=0.01)
-    assert count(20.0) / count(10.0) == pytest.approx(2, rel=0.05)
-    assert count(0.0, 10.0) == pytest.approx(count(10.0) / 2)
 
 
 def test_new_things_lead_to_what_a_caption_of_the_outcome_does(
