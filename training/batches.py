@@ -209,9 +209,7 @@ class Pool(IterableDataset[Draw]):
 Asked = tuple[tuple[Grid, ...], list[Sample], list[str] | None]  # of one shape; captions that tell the outcomes
 
 
-def changes(
-    pool: Pool, shares: dict[str, float], *, told: bool = False, square_weight: float = SQUARE_WEIGHT
-) -> Iterator[Asked]:
+def changes(pool: Pool, shares: dict[str, float], *, told: bool = False) -> Iterator[Asked]:
     """Draw edits and joins endlessly: a change by its share, then a shape, squares most, and samples of it.
 
     With `told`, only those whose outcomes a caption tells, each with that.
@@ -226,7 +224,7 @@ def changes(
     weights = np.array([shares[change] for change in shapes])
     while True:
         found = list(list(shapes.values())[pool.rng.choice(len(shapes), p=weights / weights.sum())].items())
-        favours = [(square_weight if grid == SQUARE else 1.0) * len(others) ** 2 for (grid, *others), _ in found]
+        favours = [(SQUARE_WEIGHT if grid == SQUARE else 1.0) * len(others) ** 2 for (grid, *others), _ in found]
         counts = np.array([len(samples) * favour for (_, samples), favour in zip(found, favours, strict=True)])
         shape, samples = found[pool.rng.choice(len(found), p=counts / counts.sum())]
         chosen = [samples[i] for i in pool.rng.integers(len(samples), size=BATCH_SCALE * CHANGED_TOGETHER)]

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from openklein.engine.tokens import Grid, unpack, unpatchify
+from openklein.engine.tokens import unpack, unpatchify
 from training.batches import Latents, Pool
 from training.checkpoints import Average, Run
 from training.data import STYLES
 from training.judge import Block
 from training.precision import BATCH_SCALE, DEVICE, autocast
-from training.scenes import CANVAS_TOKEN_PX, SQUARE, VISIBLE, Scene, Thing
+from training.scenes import SQUARE, Scene, Thing
 
 STEM, WIDTHS = 160, (192, 320, 448)
 SIDE, CHANNELS = 2 * SQUARE[0], 32  # of a square's latents
@@ -63,8 +63,8 @@ class Critic(nn.Module):
 
 
 def shown_whole(scene: Scene) -> list[Thing]:
-    """List the things of an upright picture that keep their looks and that no other one covers."""
-    if scene.quarter_turns or scene.tone == "outline":
+    """List the things of an upright square that keep their looks and that no other one covers."""
+    if scene.grid != SQUARE or scene.quarter_turns or scene.tone == "outline":
         return []
     return [thing for i, thing in enumerate(scene.things) if not any(covers(o, thing) for o in scene.things[i + 1 :])]
 
@@ -75,48 +75,39 @@ def covers(upper: Thing, lower: Thing) -> bool:
     return abs(upper.x - lower.x) < reach and abs(upper.y - lower.y) < reach
 
 
-def cut(tokens: Tensor, things: Sequence[Thing], margins: Tensor, offsets: Tensor, grid: Grid = SQUARE) -> Tensor:
-    """Cut one window (B, 32, 16, 16) out of each picture (B, N, 128), where its thing stands.
+def cut(tokens: Tensor, things: Sequence[Thing], margins: Tensor, offsets: Tensor) -> Tensor:
+    """Cut one window (B, 32, 16, 16) out of each square (B, 64, 128), where its thing stands.
 
     A window is `margins` (B,) as wide as its thing, and `offsets` (B, 2) of the thing's size beside it.
     """
     size, x, y = torch.tensor([(t.size, t.x, t.y) for t in things], device=tokens.device).T
-    (height, width), (seen_height, seen_width) = (CANVAS_TOKEN_PX * side for side in grid), VISIBLE[grid]
-    across, down = (size * min(VISIBLE[grid]) / side for side in (width, height))  # shares of the picture
-    right = (2 * x - 1) * seen_width / width + 2 * offsets[:, 0] * across
-    below = (2 * y - 1) * seen_height / height + 2 * offsets[:, 1] * down
-    nought = torch.zeros_like(size)
-    rows = torch.stack([margins * across, nought, right, nought, margins * down, below], dim=1).view(-1, 2, 3)
-    places = F.affine_grid(rows, [len(things), CHANNELS, SIDE, SIDE], align_corners=False)
-    return F.grid_sample(unpatchify(unpack(tokens, *grid)), places, padding_mode="border", align_corners=False)
+    across, nought = margins * size, torch.zeros_like(size)
+    right, down = 2 * (x + offsets[:, 0] * size) - 1, 2 * (y + offsets[:, 1] * size) - 1
+    rows = torch.stack([across, nought, right, nought, across, down], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(rows, [len(things), CHANNELS, SIDE, SIDE], align_corners=False)
+    latents = unpatchify(unpack(tokens, *SQUARE))
+    return F.grid_sample(latents, grid, padding_mode="border", align_corners=False)
 
 
 def draw_windows(
-    tokens: Tensor,
-    things: Sequence[Thing],
-    noise: Tensor,
-    frame: Frame,
-    generator: torch.Generator,
-    grid: Grid = SQUARE,
+    tokens: Tensor, things: Sequence[Thing], noise: Tensor, frame: Frame, generator: torch.Generator
 ) -> Tensor:
-    """Put so much noise (B,) on pictures (B, N, 128), and cut windows about where their things stand."""
+    """Put so much noise (B,) on squares (B, 64, 128), and cut windows about where their things stand."""
     noisy = tokens + noise[:, None, None] * torch.randn(tokens.shape, generator=generator, device=tokens.device)
     low, high, off = frame
     random = torch.rand(3, len(things), generator=generator, device=tokens.device)
-    return cut(noisy, things, low + (high - low) * random[0], off * (2 * random[1:].T - 1), grid)
+    return cut(noisy, things, low + (high - low) * random[0], off * (2 * random[1:].T - 1))
 
 
-def doubts(
-    critic: Critic, tokens: Tensor, views: Sequence[View], generator: torch.Generator, grid: Grid = SQUARE
-) -> tuple[Tensor, Tensor]:
-    """Say how little the critic sees the thing and the style of each view in pictures (B, N, 128): two of (views,).
+def doubts(critic: Critic, tokens: Tensor, views: Sequence[View], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Say how little the critic sees the thing and the style of each view in squares (B, 64, 128): two of (views,).
 
     A doubt is the negative log-likelihood, bounded, under noise (0.1 to 0.9) that is drawn anew each time.
     """
     things = [thing for _, thing in views]
     chosen = tokens[[picture for picture, _ in views]]
     noise = 0.1 + 0.8 * torch.rand(len(views), generator=generator, device=tokens.device)
-    logits = critic(draw_windows(chosen, things, noise, ASKED, generator, grid), noise)
+    logits = critic(draw_windows(chosen, things, noise, ASKED, generator), noise)
     numbers = torch.tensor([(t.concept, t.style) for t in things], device=tokens.device).T
     named, styled = (
         -torch.log(part.softmax(-1).gather(1, right[:, None])[:, 0] + FLOOR)
@@ -126,22 +117,17 @@ def doubts(
 
 
 def unlikeness(
-    critic: Critic,
-    tokens: Tensor,
-    real: Tensor,
-    things: Sequence[Thing],
-    generator: torch.Generator,
-    grid: Grid = SQUARE,
+    critic: Critic, tokens: Tensor, real: Tensor, things: Sequence[Thing], generator: torch.Generator
 ) -> Tensor:
-    """Say how unlike what pictures (B, N, 128) show is to what real ones do, about one thing each: (B,).
+    """Say how unlike what squares (B, 64, 128) show is to what real ones do, about one thing each: (B,).
 
     To the critic: how far its features are apart, each of length 1, under the same noise (0 to 0.5), as LPIPS compares
     them (arXiv:1801.03924).
     """
     noise = 0.5 * torch.rand(len(things), generator=generator, device=tokens.device)
     again = generator.clone_state()
-    seen = critic.look(draw_windows(tokens, things, noise, ASKED, generator, grid), noise)
-    meant = critic.look(draw_windows(real, things, noise, ASKED, again, grid), noise)
+    seen = critic.look(draw_windows(tokens, things, noise, ASKED, generator), noise)
+    meant = critic.look(draw_windows(real, things, noise, ASKED, again), noise)
     apart = [F.normalize(s.float(), dim=1) - F.normalize(m.float(), dim=1) for s, m in zip(seen, meant, strict=True)]
     return torch.stack([off.square().sum(1).mean((1, 2)) for off in apart]).mean(0)
 
@@ -154,7 +140,7 @@ class Views:
         self.views: list[View] = [
             (int(start), thing)
             for number, (start, scene) in enumerate(zip(pool.starts, pool.scenes, strict=False))
-            if scene.grid == SQUARE and held_out == (number // HELD_OUT_SCENES % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
+            if held_out == (number // HELD_OUT_SCENES % HELD_OUT_EVERY == HELD_OUT_EVERY - 1)
             for thing in shown_whole(scene)
         ]
         counts = Counter((thing.concept, thing.style) for _, thing in self.views)

@@ -28,7 +28,6 @@ from training.wording import Edit, Join, caption, say, word_edit, word_layout
 
 GRID_WEIGHTS: dict[Grid, float] = {(6, 11): 0.46, (11, 6): 0.12, (7, 10): 0.18, (10, 7): 0.12, (6, 13): 0.12}
 SQUARE_SHARE = 0.75  # of the pictures: all but edits of one picture happens there
-SQUARE_PAIRS = 0.5  # of the pictures of two things, whose places a wide picture has elsewhere
 assert set(GRID_WEIGHTS) == set(VISIBLE) - {SQUARE}
 ROWS_OF_A_FAMILY = 6  # for each four things, since a row is but one picture more
 
@@ -110,8 +109,8 @@ def draw_wide_grid(rng: np.random.Generator) -> Grid:
     return list(GRID_WEIGHTS)[rng.choice(len(GRID_WEIGHTS), p=list(GRID_WEIGHTS.values()))]
 
 
-def draw_grid(rng: np.random.Generator, square_share: float = SQUARE_SHARE) -> Grid:
-    return SQUARE if rng.random() < square_share else draw_wide_grid(rng)
+def draw_grid(rng: np.random.Generator) -> Grid:
+    return SQUARE if rng.random() < SQUARE_SHARE else draw_wide_grid(rng)
 
 
 def loose(concept: int, rng: np.random.Generator) -> Thing:
@@ -302,9 +301,10 @@ def draw_family(number: int, order: list[int], styles: list[list[int]], rng: np.
         style = first[0] if alike and rng.random() < 0.6 else int(rng.choice(first))
         return [(c, style if alike and style in styles[c] else int(rng.choice(styles[c]))) for c in chosen]
 
+    grid = draw_grid(rng)
     match number % 8:
         case 3 | 4:
-            return two_things(take(3, alike=True), draw_grid(rng, SQUARE_PAIRS), rng)
+            return two_things(take(3, alike=True), grid, rng)
         case 5:
             return many_of_a_kind(*take(1, alike=True)[0], rng)
         case 6:
@@ -313,4 +313,4 @@ def draw_family(number: int, order: list[int], styles: list[list[int]], rng: np.
             pairs = take(2)
             return joined_things(pairs, styles[pairs[0][0]], rng)
     concept = order.pop()
-    return one_thing(concept, styles[concept], number % 8 < 2, draw_grid(rng), rng)
+    return one_thing(concept, styles[concept], number % 8 < 2, grid, rng)

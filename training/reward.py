@@ -89,7 +89,7 @@ def draw(model: MiniModel, batch: Batch) -> Tensor:
     return tokens
 
 
-def look_at(pool: Pool, samples: Sequence[Sample]) -> list[View]:
+def look_at_joined(pool: Pool, samples: Sequence[Sample]) -> list[View]:
     """List what pictures of several should draw: all that their outcomes show whole."""
     return [(i, thing) for i, sample in enumerate(samples) for thing in shown_whole(pool.scenes[sample.target])]
 
@@ -100,8 +100,8 @@ def drawn_losses(
     """Draw what a batch asks for, doubt each view of it, and compare it with the real picture."""
     pictures = draw(student, replace(batch, target=torch.randn_like(batch.target)))
     chosen, things = [picture for picture, _ in views], [thing for _, thing in views]
-    named, styled = doubts(critic, pictures, views, generator, batch.grid)
-    unlike = unlikeness(critic, pictures[chosen], batch.target[chosen], things, generator, batch.grid)
+    named, styled = doubts(critic, pictures, views, generator)
+    unlike = unlikeness(critic, pictures[chosen], batch.target[chosen], things, generator)
     return {
         "named": named.mean(),
         "styled": styled.mean(),

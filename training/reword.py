@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
-from training.batches import Batch, Latents, Pool, changes, from_captions, stands_new, word_plainly
+from training.batches import Batch, Latents, Pool, word_plainly
 from training.checkpoints import Average, Run
-from training.distill import known, renewed, rounded, velocity_at, walk
+from training.distill import rounded, velocity_at
 from training.export import export
 from training.families import Sample
 from training.flow import compile_blocks
+from training.further import redraws
 from training.model import MiniModel, load_shipped
 from training.precision import BATCH_SCALE, DEVICE
 from training.wording import Plainest, with_article, word_concept, word_new_style
@@ -40,7 +41,6 @@ REDRAWN = ("replace", "restyle")  # changes led by captions, in turns
 REDRAWN_WEIGHT = 1.5
 HELD = (24, 32, 16, 16)  # captions in the plainest words and in any, edits, bare names: of a step
 HELD_WEIGHT = 5.0  # they end a hundredth of their mean square off, which weighs half as much as what is learned
-DESCRIBED_SHARE = 0.35  # of the restylings led by captions, asked for by one too
 BY_NAME = 0.7  # of the restylings, which the transformer can make where the thing is named
 LARGE_ERROR = 0.1  # from which on errors no longer count as squares: a background misread is fifty times as large
 
@@ -63,24 +63,6 @@ def word_both(pool: Pool, sample: Sample) -> tuple[str, str]:
         words, plain = (word_new_style(thing, pool.concepts, rng, by_name=by_name) for rng in (pool.rng, Plainest()))
         return words, plain
     return pool.word(sample), word_plainly(pool, [sample])[0]
-
-
-def redraws(
-    student: MiniModel, guide: MiniModel, latents: Latents, pool: Pool, change: str
-) -> Iterator[dict[str, Tensor]]:
-    """Draw things in another style, others, or one more; give how far off the guide's drawing of a caption.
-
-    The caption tells the outcome. A mean of outcomes that cannot be foreseen is a blur; what the guide draws from the
-    same noise is none.
-    """
-    for shape, samples, told in changes(pool, {change: 1.0}, told=True):
-        assert told, "by captions, or there would be nothing to follow"
-        share = DESCRIBED_SHARE if change == "restyle" else 0.0
-        asked = [Sample(s.target) if pool.rng.random() < share else s for s in samples]
-        batch = latents.batch(pool.draw(shape, samples, [pool.word(sample) for sample in asked]))
-        goal = renewed(batch, known(guide, from_captions(pool, batch, told)), stands_new(pool, samples))
-        for off in walk(student, goal, batch, follow_student=bool(pool.rng.random() < 0.5)):
-            yield {change: off}
 
 
 def held_words(pool: Pool) -> Iterator[list[str]]:

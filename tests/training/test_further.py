@@ -1,6 +1,6 @@
 """Check what is held, to what, and what is asked for anew, when the weights that ship go on learning."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice, repeat
 from pathlib import Path
@@ -10,102 +10,97 @@ import pytest
 import torch
 
 from training import further
-from training.batches import Batch, Latents, Pool
+from training.batches import CHANGED_TOGETHER, Batch, Latents, Pool, from_captions
+from training.distill import Goal, known
 from training.families import Sample
 from training.further import (
-    EDITED,
     HARD,
     JOINED,
     KNOWN,
-    MADE,
     ROWS,
     WEIGHTS,
     edit_walk,
     in_turn,
     joins,
     make_optimizers,
-    makes,
+    redraws,
 )
 from training.model import MiniModel, load_shipped
 from training.precision import BATCH_SCALE, DEVICE
-from training.scenes import POSED_SIZE, SQUARE, Layout, Thing, Tone, arrange
+from training.scenes import SQUARE, Layout, Thing, Tone
 from training.wording import Edit, Join
-
-WIDE = (6, 11)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
 
 def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
-    small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
+    small_pool: Path, with_samples: Callable[..., Pool]
 ) -> None:
-    monkeypatch.setattr(further, "PLAIN_SHARE", 1.0)
-    monkeypatch.setattr(further, "EDITED", 2)
     pool, latents = with_samples(), Latents(small_pool)
     shipped = load_shipped()[0].to(DEVICE).requires_grad_(False)
     other: MiniModel = load_shipped()[0].to(DEVICE).requires_grad_(False)
     torch.nn.init.normal_(other.transformer.proj_out.weight, std=0.1)
     same = list(islice(edit_walk(shipped, shipped, latents, pool, {"mirror": 1.0}), 4))
-    assert all(off["held"] < 1e-6 and off["known"] > 0.1 for off in same)
+    assert all(off["held"] == 0 and off["known"] > 0.1 for off in same)
     assert all(off["held"] > 0.1 for off in islice(edit_walk(other, shipped, latents, pool, {"mirror": 1.0}), 4))
     alone = list(islice(edit_walk(other, None, latents, pool, {"mirror": 1.0}), 4))
     assert all(off.keys() == {"hard"} and off["hard"] > 0.1 for off in alone)
 
 
-def test_edits_in_any_words_are_held_to_what_the_plainest_led_to(
-    small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool, latents = with_samples(), Latents(small_pool)
-    shipped, student = MiniModel(), MiniModel()
-    asked: dict[MiniModel, list[tuple[int, ...]]] = {shipped: [], student: []}
-
-    def still(model: MiniModel, batch: Batch, tokens: torch.Tensor, _: float) -> torch.Tensor:
-        asked[model] += map(tuple, batch.ids.tolist())
-        return tokens
-
-    monkeypatch.setattr(further, "velocity_at", still)
-    monkeypatch.setattr(further, "PLAIN_SHARE", 0.0)
-    list(islice(edit_walk(student, shipped, latents, pool, {"mirror": 1.0}), 4))
-    assert set(asked[shipped]) == set(map(tuple, pool.tokenizer.encode(["mirror the image"])[0].tolist()))
-    assert len(set(asked[student])) > EDITED // 2
-
-
-def test_what_edits_draw_is_looked_at_in_wide_pictures_too(small_pool: Path, with_samples: Callable[..., Pool]) -> None:
-    pool, latents = with_samples(), Latents(small_pool)
-    pool.concepts = [type(pool.concepts[0])(name, ()) for name in ("apple", "owl", "bus")]
-    owl, bus = arrange([Thing(1, 0, POSED_SIZE), Thing(2, 0, POSED_SIZE)], 2, WIDE)
-    pool.scenes[2] = replace(pool.scenes[2], things=(owl, bus))
-    pool.scenes.append(replace(pool.scenes[2], things=(owl, replace(bus, concept=0))))
-    pool.starts[6] = pool.starts[2]
-    pool.shapes["edit"] = {(WIDE, WIDE): [Sample(2, (6,), "replace")]}
-    batch, views = next(makes(pool, latents))
-    assert batch.grid == WIDE
-    assert views == [(number, thing) for number in range(BATCH_SCALE * EDITED) for thing in (owl, bus)]
-
-
-def test_some_restylings_whose_drawings_are_looked_at_are_described(
-    small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool = with_samples()
-    said: list[Sample] = []
-
-    def word(_: Pool, samples: Sequence[Sample]) -> list[str]:
-        said.extend(samples)
-        return ["a flat apple"] * len(samples)
-
-    pool.shapes["edit"] = {(grid, grid): [Sample(i, (i,), "restyle")] for i, grid in ((0, SQUARE), (2, WIDE))}
-    monkeypatch.setattr(further, "word", word)
-    grids = [batch.grid for batch, _ in islice(makes(pool, Latents(small_pool)), 60)]
-    assert 20 < grids.count(WIDE) < 40, "as often as there are such"
-    described = [sample.change is None for sample in said]
-    assert 0.2 < sum(described) / len(described) < 0.4
-
-
-@pytest.mark.parametrize("shares", [KNOWN, HARD, MADE, ROWS])
+@pytest.mark.parametrize("shares", [KNOWN, HARD, ROWS])
 def test_shares_are_of_changes_that_there_are_and_make_a_whole(shares: dict[str, float]) -> None:
     there_are = {change for kind in (Edit, Join, Layout, Tone) for change in get_args(kind)}
     assert set(shares) <= there_are, "any other would never be drawn"
     assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("change", ["restyle", "replace"])
+def test_a_thing_is_redrawn_as_a_caption_of_the_outcome_is_drawn(
+    model: MiniModel,
+    small_pool: Path,
+    with_samples: Callable[..., Pool],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Edit,
+) -> None:
+    edit, walks, words = Sample(1, (0,), change), [], []
+    pool, latents = with_samples(edit), Latents(small_pool)
+
+    def walked(_: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool) -> Iterator[torch.Tensor]:
+        walks.append((goal, batch))
+        yield torch.ones(())
+
+    def word(sample: Sample) -> str:
+        words.append(sample)
+        return "a flat apple"
+
+    monkeypatch.setattr(further, "walk", walked)
+    monkeypatch.setattr(pool, "word", word)
+    assert next(redraws(model, model, latents, pool, change)) == {change: 1}
+    ((goal, batch),), count = walks, BATCH_SCALE * CHANGED_TOGETHER
+    assert batch.references.shape == (count, 64, 128)
+    assert set(words) == ({edit, Sample(1)} if change == "restyle" else {edit})
+    assert words.count(Sample(1)) < count // 2
+    noise, captions = torch.randn_like(batch.target), count * ["an apple on a blue background"]
+    expected = known(model, from_captions(pool, batch, captions))(noise, (1.0, 0.9))
+    torch.testing.assert_close(goal(noise, (1.0, 0.9)), expected)
+
+
+def test_an_addition_is_redrawn_where_it_stands_and_what_made_room_is_not(
+    model: MiniModel, small_pool: Path, with_addition: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walks = []
+
+    def walked(_: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool) -> Iterator[torch.Tensor]:
+        walks.append((goal, batch))
+        yield torch.ones(())
+
+    monkeypatch.setattr(further, "walk", walked)
+    assert next(redraws(model, model, Latents(small_pool), with_addition, "add")) == {"add": 1}
+    ((goal, batch),) = walks
+    noise = torch.randn_like(batch.target)
+    drawn = (goal(noise, (1.0, 0.0)) != batch.target).any(-1).view(-1, *SQUARE)
+    assert bool(drawn[:, 2:6, :4].all()), "the owl, of half the size, on the left"
+    assert not bool(drawn[:, :, 4:].any()), "the apple, that filled the picture"
 
 
 def test_only_rows_of_squares_are_joined_anew(small_pool: Path, with_samples: Callable[..., Pool]) -> None:

@@ -185,16 +185,19 @@ def check_that_words_alone_are_learned(work: Path) -> None:
 
 
 def learn_all_at_once(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take no turns, so that the first step has every loss."""
-    lessons = further.lessons
+    """Take no turns, so that the first step has every loss; see that the mean of the weights is the guide."""
+    lessons, guides = further.lessons, []
 
     def without_turns(*of: Any) -> list[tuple[int, Iterator[further.Losses]]]:
+        guides.append(of[1])
         return [(1, losses) for _, losses in lessons(*of)]
 
     monkeypatch.setattr(further, "lessons", without_turns)
     further.train(work, MINUTES)
     logged = [json.loads(line) for line in (work / "further" / "loss.jsonl").read_text().splitlines()]
     assert set().union(*logged) == {"step", "minutes", "loss", *further.WEIGHTS}
+    for name, value in load_average(work / "further").items():
+        assert guides[0].state_dict()[name].equal(value), "what is drawn anew is led by it as it is by now"
 
 
 @pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning", "ignore:Mismatch dtype:UserWarning")
@@ -209,7 +212,6 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(
     critic.train(work, MINUTES)
     monkeypatch.setattr(reward, "DRAWN", 6)
     monkeypatch.setattr(further, "EDITED", 2)
-    monkeypatch.setattr(further, "JOINED", 10)
     learn_all_at_once(work, monkeypatch)
     learned = load_average(work / "further")
     ways = {"autoencoder": None, "text_encoder": None, "transformer": export.eight_bit}

@@ -15,7 +15,7 @@ from training.data import STYLES
 from training.families import Sample, counted
 from training.model import MiniModel, load_shipped
 from training.precision import DEVICE
-from training.reward import Captioned, captions, drawn_losses, join_losses, look_at
+from training.reward import Captioned, captions, drawn_losses, join_losses, look_at_joined
 from training.scenes import POSED_SIZE, SQUARE, Scene, Thing, arrange, halved
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
@@ -148,7 +148,7 @@ def test_all_that_is_joined_is_doubted_and_what_is_around_it_held_to_the_outcome
 ) -> None:
     things = tuple(Thing(i, i, 0.25, x=0.125 + 0.25 * i) for i in range(3))
     show(pool, Scene(things, "red", SQUARE), *(Scene((thing,), "red", SQUARE) for thing in things))
-    views = look_at(pool, 2 * [Sample(0, (1, 2, 3), "row")])
+    views = look_at_joined(pool, 2 * [Sample(0, (1, 2, 3), "row")])
     assert views == [(number, thing) for number in (0, 1) for thing in things]
     critic = Critic(5).to(DEVICE).eval().requires_grad_(False)
     target, ids = torch.zeros(2, 64, 128, device=DEVICE), torch.zeros(2, 8, dtype=torch.long)

@@ -1,6 +1,6 @@
 """Check that any words are drawn to what the plainest lead to, and that the text encoder's layers alone learn."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,15 +10,13 @@ import pytest
 import torch
 
 from training import reword
-from training.batches import CHANGED_TOGETHER, Batch, Latents, Pool, from_captions, word_plainly
+from training.batches import Batch, Latents, Pool, word_plainly
 from training.data import Concept
-from training.distill import Goal, known
 from training.families import Sample
 from training.model import MiniModel, load_shipped
-from training.precision import BATCH_SCALE, DEVICE
-from training.reword import ASKED, HELD, drawn_otherwise, drift, held_words, make_student, redraws, wishes, word_both
+from training.precision import DEVICE
+from training.reword import ASKED, HELD, drawn_otherwise, drift, held_words, make_student, wishes, word_both
 from training.scenes import SQUARE
-from training.wording import Edit
 
 
 def test_a_wish_is_worded_in_any_way_and_in_the_plainest(with_samples: Callable[..., Pool]) -> None:
@@ -116,52 +114,3 @@ def test_the_first_noise_level_comes_twice_as_often(
         assert drawn_otherwise(model, model, batch, batch).item() == pytest.approx(0, abs=1e-6)
     assert len(set(levels)) == 4
     assert 90 < levels.count(max(levels)) / 2 < 150
-
-
-@pytest.mark.parametrize("change", ["restyle", "replace"])
-def test_a_thing_is_redrawn_as_a_caption_of_the_outcome_is_drawn(
-    model: MiniModel,
-    small_pool: Path,
-    with_samples: Callable[..., Pool],
-    monkeypatch: pytest.MonkeyPatch,
-    change: Edit,
-) -> None:
-    edit, walks, words = Sample(1, (0,), change), [], []
-    pool, latents = with_samples(edit), Latents(small_pool)
-
-    def walked(_: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool) -> Iterator[torch.Tensor]:
-        walks.append((goal, batch))
-        yield torch.ones(())
-
-    def word(sample: Sample) -> str:
-        words.append(sample)
-        return "a flat apple"
-
-    monkeypatch.setattr(reword, "walk", walked)
-    monkeypatch.setattr(pool, "word", word)
-    assert next(redraws(model, model, latents, pool, change)) == {change: 1}
-    ((goal, batch),), count = walks, BATCH_SCALE * CHANGED_TOGETHER
-    assert batch.references.shape == (count, 64, 128)
-    assert set(words) == ({edit, Sample(1)} if change == "restyle" else {edit})
-    assert words.count(Sample(1)) < count // 2
-    noise, captions = torch.randn_like(batch.target), count * ["an apple on a blue background"]
-    expected = known(model, from_captions(pool, batch, captions))(noise, (1.0, 0.9))
-    torch.testing.assert_close(goal(noise, (1.0, 0.9)), expected)
-
-
-def test_an_addition_is_redrawn_where_it_stands_and_what_made_room_is_not(
-    model: MiniModel, small_pool: Path, with_addition: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    walks = []
-
-    def walked(_: MiniModel, goal: Goal, batch: Batch, *, follow_student: bool) -> Iterator[torch.Tensor]:
-        walks.append((goal, batch))
-        yield torch.ones(())
-
-    monkeypatch.setattr(reword, "walk", walked)
-    assert next(redraws(model, model, Latents(small_pool), with_addition, "add")) == {"add": 1}
-    ((goal, batch),) = walks
-    noise = torch.randn_like(batch.target)
-    drawn = (goal(noise, (1.0, 0.0)) != batch.target).any(-1).view(-1, *SQUARE)
-    assert bool(drawn[:, 2:6, :4].all()), "the owl, of half the size, on the left"
-    assert not bool(drawn[:, :, 4:].any()), "the apple, that filled the picture"
