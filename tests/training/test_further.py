@@ -34,8 +34,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype:UserWarning")
 
 
 def test_edits_are_held_to_what_they_were_and_to_their_outcomes(
-    small_pool: Path, with_samples: Callable[..., Pool]
+    small_pool: Path, with_samples: Callable[..., Pool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(further, "EDITED", 2)
     pool, latents = with_samples(), Latents(small_pool)
     shipped = load_shipped()[0].to(DEVICE).requires_grad_(False)
     other: MiniModel = load_shipped()[0].to(DEVICE).requires_grad_(False)
