@@ -1,9 +1,10 @@
-"""Have klein-mini's text encoder take any wording of a wish as the plainest, through the transformer as it is.
+"""Have klein-mini's text encoder take any wording of a wish as the plainest, for the transformer as it is.
 
-Each picture of the pool is asked for in any words and in the plainest. At one of the product's noise levels the
-transformer tells what either leads to, and the difference goes back through it into the text encoder. Another style
-or thing, which the plainest words get wrong too often themselves, are led to what a caption of the outcome draws.
-Captions and plain edits are held to their features: those that nothing held came to draw something else.
+What a wish asks for the transformer reads in the padding after it, and what it names in the words that name it. So both
+are led to what the plainest words leave there, as the transformer reads it, by the text encoder alone. Where a thing is
+added, taken away, replaced or resized, which takes more, the transformer itself tells besides, at one of the product's
+noise levels, what either wording leads to. Captions and plain edits are held to what they were: those that nothing held
+came to draw something else.
 `python -m training.reword --work FOLDER --minutes 50` resumes FOLDER/reword, begun from the weights that ship, and
 leaves the whole model in FOLDER/reword_weights.
 """
@@ -13,42 +14,60 @@ import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from difflib import SequenceMatcher
 from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openklein.engine.catalog import KLEIN_MINI
 from openklein.engine.schedule import sigmas
-from training.batches import Batch, Latents, Pool, word_plainly
+from training.batches import Batch, Latents, Pool, changes, word_plainly
 from training.checkpoints import Average, Run
 from training.distill import rounded, velocity_at
 from training.export import export
 from training.families import Sample
 from training.flow import compile_blocks
-from training.further import redraws
 from training.model import MiniModel, load_shipped
 from training.precision import BATCH_SCALE, DEVICE
 from training.wording import Plainest, with_article, word_concept, word_new_style
 
 T = TypeVar("T")
-SHARES = (0.05, 0.25, 0.55, 0.15)  # of the kinds of training.batches
-TOGETHER = 3  # batches of a step, each of one kind and shape
-ASKED = 12  # wishes of a batch
-REDRAWN = ("replace", "restyle")  # changes led by captions, in turns
-REDRAWN_WEIGHT = 1.5
+Pairs = list[tuple[str, str]]  # any words for a wish, and those that they should be read as
+WORDED = {  # shares of the edits and joins that are worded: most of those whose words are missed most
+    "rotate": 0.13, "resize": 0.11, "remove": 0.09, "add": 0.08, "replace": 0.08, "background": 0.07, "darken": 0.07,
+    "brighten": 0.06, "greyscale": 0.06, "invert": 0.06, "mirror": 0.05, "outline": 0.05, "recolour": 0.05,
+    "restyle": 0.05, "grid": 0.02, "move": 0.02, "row": 0.02, "skin": 0.02, "insert": 0.01, "place": 0.01,
+    "stack": 0.01, "style": 0.01, "expression": 0.01,
+}  # fmt: skip
+SHOWN = {  # and of those that are shown to the transformer
+    "add": 0.35, "remove": 0.2, "replace": 0.2, "restyle": 0.1, "resize": 0.1, "grid": 0.05,
+}  # fmt: skip
+EDITED, CAPTIONED = 12, 64  # wishes of a step: edits, that many times `CHANGED_TOGETHER`, and captions
+ASKED = 12  # of which the transformer is shown as many
+TOGETHER = 64  # read at once, of much the same length: padded as far as the product would
+READ_WEIGHT = 3.0
 HELD = (24, 32, 16, 16)  # captions in the plainest words and in any, edits, bare names: of a step
-HELD_WEIGHT = 5.0  # they end a hundredth of their mean square off, which weighs half as much as what is learned
+HELD_WEIGHT = 20.0
 BY_NAME = 0.7  # of the restylings, which the transformer can make where the thing is named
 LARGE_ERROR = 0.1  # from which on errors no longer count as squares: a background misread is fifty times as large
 
 
-def wishes(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, Batch]]:
-    """Draw endlessly some of the pool's samples, of one shape, in any words and in the plainest."""
+def wishes(pool: Pool) -> Iterator[Pairs]:
+    """Draw endlessly edits, joins and captions in any words and in the plainest."""
+    edits, captions = changes(pool, WORDED), list(chain.from_iterable(pool.shapes["text"].values()))
     while True:
-        shape, samples = pool.choose()
+        samples = [sample for _, drawn, _ in islice(edits, EDITED) for sample in drawn]
+        samples += [captions[i] for i in pool.rng.integers(len(captions), size=BATCH_SCALE * CAPTIONED)]
+        yield [word_both(pool, sample) for sample in samples]
+
+
+def shown_wishes(pool: Pool, latents: Latents) -> Iterator[tuple[Batch, Batch]]:
+    """Draw endlessly edits of one shape in any words, and in the plainest."""
+    for shape, samples, _ in changes(pool, SHOWN):
         samples = samples[: BATCH_SCALE * ASKED]
         words, plain = zip(*(word_both(pool, sample) for sample in samples), strict=True)
         drawn = latents.batch(pool.draw(shape, samples, words))
@@ -65,7 +84,7 @@ def word_both(pool: Pool, sample: Sample) -> tuple[str, str]:
     return pool.word(sample), word_plainly(pool, [sample])[0]
 
 
-def held_words(pool: Pool) -> Iterator[list[str]]:
+def held_words(pool: Pool) -> Iterator[Pairs]:
     """Draw endlessly captions and edits in the plainest words, captions in any, and things by any of their names."""
     captions, edits = (list(chain.from_iterable(pool.shapes[kind].values())) for kind in ("text", "edit"))
     plain, worded, edited, bare = HELD
@@ -74,19 +93,59 @@ def held_words(pool: Pool) -> Iterator[list[str]]:
         return [known[i] for i in pool.rng.integers(len(known), size=count)]
 
     while True:
-        yield [
+        words = [
             *word_plainly(pool, [*draw(captions, plain), *draw(edits, edited)]),
             *(pool.word(sample) for sample in draw(captions, worded)),
             *(with_article(word_concept(thing, pool.rng)) for thing in draw(pool.concepts, bare)),
         ]
+        yield [(said, said) for said in words]
 
 
-def drift(student: MiniModel, shipped: MiniModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """Tell how far the features of words are off what they were, padding too, as a share of their mean square."""
+def read(model: MiniModel, ids: Tensor, mask: Tensor) -> Tensor:
+    """Embed words as the transformer's blocks read them before they scale and shift (B, T, hidden)."""
+    context: Tensor = model.transformer.context_embedder(model.text_encoder(ids, mask))
+    return F.layer_norm(context, context.shape[-1:])
+
+
+def encode_both(pool: Pool, pairs: Pairs) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Give ids and mask (B, T) of either wording, both of one length."""
+    ids, mask = pool.tokenizer.encode([said for pair in pairs for said in pair])
+    return (ids[::2], mask[::2]), (ids[1::2], mask[1::2])
+
+
+def alike(ids: Tensor, mask: Tensor, plain_ids: Tensor, plain_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Find what should be read alike: for each token of a wording (B, T) the plain one's token, and whether it has one.
+
+    Those are the last token, which knows all, and the padding after either, each with what stands at its place; and
+    the longest run of tokens that both have, such as a name.
+    """
+    ends, plain_ends = mask.sum(1).tolist(), plain_mask.sum(1).tolist()
+    there = torch.arange(ids.shape[1]).repeat(len(ids), 1)
+    has = torch.zeros_like(mask)
+    for row, (end, plain_end) in enumerate(zip(ends, plain_ends, strict=True)):
+        has[row, max(end - 1, plain_end) :] = True
+        words, plain = ids[row, :end].tolist(), plain_ids[row, :plain_end].tolist()
+        run = SequenceMatcher(None, words, plain, autojunk=False).find_longest_match(1, end - 1, 1, plain_end - 1)
+        there[row, run.a : run.a + run.size] = torch.arange(run.b, run.b + run.size)
+        has[row, run.a : run.a + run.size] = True
+    return there, has
+
+
+def misread(student: MiniModel, shipped: MiniModel, pool: Pool, pairs: Pairs) -> Tensor:
+    """Tell how far off the plain wording, as the shipped model reads it, the student reads the other (square, of 1)."""
+    pairs = sorted(pairs, key=lambda pair: max(map(len, pair)))
+    parts = [pairs[start : start + TOGETHER] for start in range(0, len(pairs), TOGETHER)]
+    return torch.cat([misread_each(student, shipped, pool, part) for part in parts]).mean()
+
+
+def misread_each(student: MiniModel, shipped: MiniModel, pool: Pool, pairs: Pairs) -> Tensor:
+    asked, plain = encode_both(pool, pairs)
+    there, has = (part.to(DEVICE) for part in alike(*asked, *plain))
     with torch.no_grad():
-        goal = shipped.text_encoder(ids, mask)
-    off: Tensor = (student.text_encoder(ids, mask) - goal).square().mean() / goal.square().mean()
-    return off
+        goal = read(shipped, *plain)
+        goal = goal.gather(1, there[..., None].expand_as(goal))
+    off = (read(student, *asked) - goal).square().mean(-1)
+    return (has * off).sum(1) / has.sum(1).clamp(min=1)  # a wish counts as much with little padding
 
 
 def drawn_otherwise(student: MiniModel, shipped: MiniModel, asked: Batch, plain: Batch) -> Tensor:
@@ -110,7 +169,7 @@ def make_student(shipped: MiniModel) -> MiniModel:
     return student
 
 
-def train(work: Path, minutes: float, peak_rate: float = 1.5e-4) -> None:
+def train(work: Path, minutes: float, peak_rate: float = 3e-4) -> None:
     torch.manual_seed(0)
     shipped = load_shipped()[0].to(DEVICE).eval().requires_grad_(False)
     student = make_student(shipped)
@@ -120,22 +179,19 @@ def train(work: Path, minutes: float, peak_rate: float = 1.5e-4) -> None:
     average = Average(student.text_encoder, 0.99)
     run = Run(work / "reword", minutes, {"model": student.text_encoder, "optimizer": optimizer, "average": average})
     compile_blocks(shipped)
-    pool, latents = Pool(work, seed=run.step, caption_dropout=0.0, told=REDRAWN), Latents(work)
-    pool.shares.copy_(torch.tensor(SHARES))
+    pool, latents = Pool(work, seed=run.step, caption_dropout=0.0), Latents(work)
     torch.manual_seed(run.step)
-    drawn, redrawn = wishes(pool, latents), [redraws(student, shipped, latents, pool, change) for change in REDRAWN]
-    held = held_words(pool)
-    for step in run:
+    wished, shown, held = wishes(pool), shown_wishes(pool, latents), held_words(pool)
+    for _ in run:
         optimizer.param_groups[0]["lr"] = peak_rate * run.learning_rate_scale(warmup=30)
-        for asked, plain in islice(drawn, TOGETHER):
-            loss = drawn_otherwise(student, shipped, asked, plain)
-            (loss / TOGETHER).backward()  # type: ignore[no-untyped-call]
-            run.record(loss=loss, **{f"of_{len(asked.reference_grids)}": loss})
-        off = next(redrawn[step % len(REDRAWN)])
-        (REDRAWN_WEIGHT * torch.stack([*off.values()]).sum()).backward()  # type: ignore[no-untyped-call]
-        drifted = drift(student, shipped, *pool.tokenizer.encode(next(held)))
-        (HELD_WEIGHT * drifted).backward()  # type: ignore[no-untyped-call]
-        run.record(**off, held=drifted)
+        losses = {
+            "read": READ_WEIGHT * misread(student, shipped, pool, next(wished)),
+            "drawn": drawn_otherwise(student, shipped, *next(shown)),
+            "held": HELD_WEIGHT * misread(student, shipped, pool, next(held)),
+        }
+        loss = torch.stack([*losses.values()]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        run.record(loss=loss, **losses)
         nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -209,6 +209,8 @@ def test_the_weights_that_ship_learn_more_and_keep_their_autoencoder(
     index = json.loads((work / "pool" / "samples.json").read_text())
     assert {thing["concept"] for scene in index["scenes"] for thing in scene["things"]} == set(range(6))
     monkeypatch.setattr(batches, "CHANGED_TOGETHER", 4)
+    monkeypatch.setattr(reword, "EDITED", 3)
+    monkeypatch.setattr(reword, "CAPTIONED", 4)
     monkeypatch.setattr(reword, "ASKED", 4)
     monkeypatch.setattr(reword, "HELD", (6, 8, 4, 4))
     check_that_words_alone_are_learned(work)
