@@ -104,6 +104,7 @@ def test_words_are_misread_by_what_they_leave_to_the_layers_of_the_text_encoder(
     right = misread(student, shipped, pool, [("mirror it", "mirror the image")])
     wrong = misread(student, shipped, pool, [("paint it red", "mirror the image")])
     assert 0 <= right < wrong / 2
+    assert wrong < 3, "of what is read at unit variance, a mean over a wish's tokens"
     both = [("mirror it", "mirror the image"), ("paint it red", "mirror the image")]
     assert misread(student, shipped, pool, both).item() == pytest.approx((right + wrong).item() / 2, rel=1e-3)
     monkeypatch.setattr(reword, "TOGETHER", 1)
