@@ -139,6 +139,7 @@ def misread(student: MiniModel, shipped: MiniModel, pool: Pool, pairs: Pairs) ->
 
 
 def misread_each(student: MiniModel, shipped: MiniModel, pool: Pool, pairs: Pairs) -> Tensor:
+    """Tell so of each pair (B,)."""
     asked, plain = encode_both(pool, pairs)
     there, has = (part.to(DEVICE) for part in alike(*asked, *plain))
     with torch.no_grad():
